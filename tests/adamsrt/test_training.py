@@ -1,0 +1,394 @@
+"""Training: per-sample averages, schedule, best weights, seeds, and a resume that equals an uninterrupted run."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adamsrt import training as training_module
+from adamsrt.dataloaders import DATASETS
+from adamsrt.models import MODELS
+from adamsrt.optimizers import OPTIMIZERS
+from adamsrt.training import EpochResult, Training, TrainingSpec, evaluate, lr_drop_epochs, train_epoch
+
+HYPER_PARAMETERS = {
+    "adamsrt": {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 1e-4},
+    "sgdmrt": {"lr": 1e-1, "momentum": 0.9, "weight_decay": 1e-4},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Images this small gain nothing from a second thread, and threads that wait for a busy core are slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def digits_spec(optimizer: str = "adamsrt", **changes) -> TrainingSpec:
+    hyper_parameters = HYPER_PARAMETERS.get(optimizer, HYPER_PARAMETERS["adamsrt"])
+    spec = TrainingSpec(
+        "digits", "resnet20", optimizer, hyper_parameters, epochs=3, limit_train_examples=100, batch_size=64
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+class Batches:
+    """A loader of fixed batches, of which the last is smaller."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> None:
+        self.batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+        self.num_examples = len(images)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter(self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
+
+
+def synthetic_batches(num_examples=21, batch_size=8, channels=1, size=8, seed=0) -> Batches:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(num_examples, channels, size, size, generator=generator)
+    return Batches(images, torch.randint(10, (num_examples,), generator=generator), batch_size)
+
+
+def loss_and_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """The same in NumPy, over all samples at once."""
+    z, y = logits.double().numpy(), labels.numpy()
+    z = z - z.max(axis=1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return float(-log_p[np.arange(len(y)), y].mean()), float((z.argmax(axis=1) == y).mean())
+
+
+def all_tensors(state) -> dict[str, torch.Tensor]:
+    """Flatten the tensors of a nested state."""
+    if isinstance(state, torch.Tensor):
+        return {"": state}
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    return {f"{name}.{path}": tensor for name, value in items for path, tensor in all_tensors(value).items()}
+
+
+def assert_same_tensors(a, b) -> None:
+    a, b = all_tensors(a), all_tensors(b)
+    assert a.keys() == b.keys() and a
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def timeless(result: EpochResult) -> EpochResult:
+    return dataclasses.replace(result, seconds=0.0, train_images_per_second=0.0)
+
+
+# --- one epoch -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_averages_per_sample_over_a_partial_last_batch():
+    batches = synthetic_batches()  # 8 + 8 + 5 samples
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        model[1].weight.mul_(8)  # losses far apart, so that an average per batch would differ
+        images = torch.cat([images for images, _ in batches])
+        labels = torch.cat([labels for _, labels in batches])
+        expected = loss_and_accuracy(model(images), labels)
+    assert evaluate(model, batches) == pytest.approx(expected, rel=1e-6)
+    per_batch = np.mean([loss_and_accuracy(model(x).detach(), y)[0] for x, y in batches])
+    assert abs(per_batch - expected[0]) > 1e-3  # else this test shows nothing
+
+
+def test_train_epoch_averages_the_losses_before_each_step():
+    batches = synthetic_batches()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    weight, bias = (p.detach().double().numpy().copy() for p in model[1].parameters())
+    lr = 0.5
+    got = train_epoch(model, torch.optim.SGD(model.parameters(), lr=lr), batches)
+
+    loss_sum, correct = 0.0, 0
+    for images, labels in batches:  # softmax regression by hand
+        x, y = images.flatten(1).double().numpy(), labels.numpy()
+        z = x @ weight.T + bias
+        loss, accuracy = loss_and_accuracy(torch.from_numpy(z), labels)
+        loss_sum, correct = loss_sum + loss * len(y), correct + round(accuracy * len(y))
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        error = (p - np.eye(10)[y]) / len(y)
+        weight, bias = weight - lr * error.T @ x, bias - lr * error.sum(axis=0)
+    assert got == pytest.approx((loss_sum / 21, correct / 21), rel=1e-5)
+    np.testing.assert_allclose(model[1].weight.detach().numpy(), weight, atol=1e-5)
+
+
+def test_on_batch_counts_the_batches():
+    calls = []
+    training = Training(digits_spec())
+    training.run_epoch(lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 2), (2, 2)]
+
+
+def test_evaluate_leaves_model_and_its_statistics_alone():
+    model = MODELS["resnet20"].build(10, in_channels=1).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluate(model, synthetic_batches())
+    assert model.training
+    assert_same_tensors(before, model.state_dict())
+
+
+def test_evaluate_is_in_eval_mode():
+    """In train mode BatchNorm would make an image's loss depend on the others of its batch."""
+    model = MODELS["resnet20"].build(10, in_channels=1)
+    one_by_one = evaluate(model, synthetic_batches(batch_size=1))
+    assert evaluate(model, synthetic_batches(batch_size=21)) == pytest.approx(one_by_one, rel=1e-5)
+
+
+def test_evaluate_refuses_no_batches():
+    with pytest.raises(ValueError, match="at least one batch"):
+        evaluate(nn.Flatten(), [])
+
+
+def test_epoch_result_is_plain_and_consistent():
+    training = Training(digits_spec())
+    result = training.run_epoch()
+    assert {type(value) for value in dataclasses.asdict(result).values()} == {int, float}
+    assert result.epoch == training.epoch == 1
+    assert result.is_finite and 0 <= result.train_accuracy <= 1 and 0 <= result.valid_accuracy <= 1
+    assert result.train_accuracy * 100 == pytest.approx(round(result.train_accuracy * 100))  # of 100 samples
+    assert result.seconds > 0 and result.train_images_per_second >= 100 / result.seconds
+
+
+def test_a_diverged_epoch_is_returned_and_is_never_the_best():
+    training = Training(digits_spec(hyper_parameters={"lr": 1e-3}))
+    with torch.no_grad():
+        training.model.conv_params()[0].fill_(math.nan)
+    result = training.run_epoch()
+    assert not result.is_finite
+    assert (training.best_epoch, training.best_valid_accuracy) == (0, -math.inf)
+    with pytest.raises(RuntimeError, match="finite losses, got none in 1"):
+        training.test()
+
+
+# --- schedule --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epochs", "drops"),
+    [(405, (135, 225, 315)), (9, (3, 5, 7)), (15, (5, 8, 12)), (3, (1, 2, 2)), (2, (1, 1, 2)), (1, (1, 1, 1))],
+)
+def test_lr_drop_epochs(epochs, drops):
+    assert lr_drop_epochs(epochs) == drops
+
+
+@pytest.mark.parametrize("optimizer", ["adamsrt", "sgdmrt"])
+def test_the_learning_rate_drops_tenfold_in_every_group(optimizer, monkeypatch):
+    monkeypatch.setattr(training_module, "train_epoch", lambda model, optimizer, *rest: optimizer.step() or (0.0, 0.0))
+    monkeypatch.setattr(training_module, "evaluate", lambda *rest, **options: (0.0, 0.0))
+    training = Training(digits_spec(optimizer, epochs=405))
+    lr = HYPER_PARAMETERS[optimizer]["lr"]
+    lrs = []
+    while training.epoch < 405:
+        in_groups = {group["lr"] for group in training.optimizer.param_groups}
+        lrs.append(training.run_epoch().lr)
+        assert in_groups == {lrs[-1]}
+    expected = [lr] * 135 + [lr / 10] * 90 + [lr / 100] * 90 + [lr / 1000] * 90
+    assert lrs == pytest.approx(expected, rel=1e-9)
+
+
+def test_there_is_no_epoch_after_the_last():
+    training = Training(digits_spec(epochs=1))
+    training.run_epoch()
+    with pytest.raises(RuntimeError, match="1 of 1 done"):
+        training.run_epoch()
+
+
+# --- best weights ----------------------------------------------------------------------------------------------------
+
+
+def test_the_best_weights_are_tested_and_training_can_go_on():
+    training = Training(digits_spec(epochs=4, limit_train_examples=None))
+    for _ in range(3):
+        training.run_epoch()
+    assert training.best_epoch > 0
+    best_epoch, tested = training.best_epoch, training.test()
+    with torch.no_grad():
+        for parameter in training.model.parameters():
+            parameter.zero_()  # every class alike: about 10 % accuracy
+    worse = training.run_epoch()
+    assert worse.valid_accuracy < training.best_valid_accuracy
+    assert training.best_epoch == best_epoch
+    live = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+    assert training.test() == tested
+    assert tested.epoch == best_epoch and tested.test_accuracy > 0.3
+    assert_same_tensors(live, training.model.state_dict())
+
+
+def test_ties_keep_the_earliest_epoch(monkeypatch):
+    accuracies = iter([0.5, 0.7, 0.7, 0.6])
+    monkeypatch.setattr(training_module, "evaluate", lambda *rest, **options: (1.0, next(accuracies)))
+    training = Training(digits_spec(epochs=4))
+    for _ in range(4):
+        training.run_epoch()
+    assert (training.best_epoch, training.best_valid_accuracy) == (2, 0.7)
+
+
+def test_testing_before_the_first_epoch_is_refused():
+    with pytest.raises(RuntimeError, match="run_epoch first"):
+        Training(digits_spec()).test()
+
+
+# --- seeds and resume ------------------------------------------------------------------------------------------------
+
+
+def test_equal_seeds_give_equal_weights_and_leave_the_global_state_alone():
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first = Training(digits_spec(seed=5))
+    first.run_epoch()
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(12)
+    second, other = Training(digits_spec(seed=5)), Training(digits_spec(seed=6))
+    second.run_epoch()
+    assert_same_tensors(first.model.state_dict(), second.model.state_dict())
+    assert not torch.equal(second.model.conv_params()[0], other.model.conv_params()[0])
+
+
+@pytest.mark.parametrize("optimizer", ["adamsrt", "sgdmrt", "adamw"])
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(optimizer, tmp_path):
+    spec = digits_spec(optimizer)
+    whole = Training(spec)
+    results = [whole.run_epoch() for _ in range(3)]
+
+    interrupted = Training(spec)
+    interrupted.run_epoch()
+    torch.save(interrupted.state_dict(), tmp_path / "state.pt")
+    torch.manual_seed(99)
+    resumed = Training(dataclasses.replace(spec, data_root="elsewhere"))
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert resumed.epoch == 1
+    resumed_results = [resumed.run_epoch() for _ in range(2)]
+
+    assert [timeless(r) for r in resumed_results] == [timeless(r) for r in results[1:]]
+    assert_same_tensors(resumed.state_dict(), whole.state_dict())
+    assert resumed.test() == whole.test()
+    assert (resumed.best_epoch, resumed.best_valid_accuracy) == (whole.best_epoch, whole.best_valid_accuracy)
+
+
+def test_a_state_is_a_copy_and_holds_plain_values_only():
+    def assert_plain(value) -> None:
+        assert type(value) in (dict, list, tuple, str, int, float, bool, type(None), torch.Tensor), type(value)
+        for part in value.values() if type(value) is dict else value if type(value) in (list, tuple) else ():
+            assert_plain(part)
+
+    training = Training(digits_spec())
+    training.run_epoch()
+    state = training.state_dict()
+    assert_plain(state)
+    before = {name: tensor.clone() for name, tensor in all_tensors(state).items()}
+    one, two = Training(digits_spec()), Training(digits_spec())
+    for other in (one, two):
+        other.load_state_dict(state)
+    training.run_epoch()
+    one.run_epoch()
+    assert_same_tensors(before, all_tensors(state))
+    two.run_epoch()
+    assert_same_tensors(one.state_dict(), two.state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "cifar10"},
+        {"model": "resnet18"},
+        {"optimizer": "adams"},
+        {"epochs": 4},
+        {"seed": 1},
+        {"batch_size": 32},
+        {"hyper_parameters": {"lr": 2e-3, "betas": (0.9, 0.99)}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_state_of_another_spec_is_refused(changes):
+    state = Training(digits_spec()).state_dict()
+    name = next(iter(changes))
+    state["spec"] |= changes
+    with pytest.raises(ValueError, match=f"the state must be of the same spec, got {name} "):
+        Training(digits_spec()).load_state_dict(state)
+
+
+def test_betas_may_have_become_a_list():
+    spec = digits_spec()
+    as_lists = {**spec.hyper_parameters, "betas": list(spec.hyper_parameters["betas"])}
+    Training(spec).load_state_dict(Training(digits_spec(hyper_parameters=as_lists)).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"dataset": "digit"}, "did you mean 'digits'"),
+        ({"model": "vgg16"}, "vgg16 needs images of at least 32x32, got 8x8"),
+        ({"optimizer": "adamsr"}, "did you mean 'adamsrt'"),
+        ({"hyper_parameters": {"lr": -1}}, "lr"),
+        ({"hyper_parameters": {"momentum": 0.9}}, "momentum"),
+    ],
+)
+def test_what_does_not_exist_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Training(digits_spec(**changes))
+
+
+# --- every optimizer on every model ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("model", list(MODELS))
+def test_every_optimizer_trains_every_model(model, optimizer, monkeypatch):
+    size = MODELS[model].min_image_size
+
+    def get_dataloaders(**options):
+        assert options["train_batch_size"] == 4 and "valid_split" not in options
+        return tuple(synthetic_batches(8, 4, channels=3, size=size, seed=seed) for seed in range(3))
+
+    entry = SimpleNamespace(num_classes=10, in_channels=3, image_size=size, get_dataloaders=get_dataloaders)
+    monkeypatch.setattr(training_module, "DATASETS", {"synthetic": entry})
+    training = Training(TrainingSpec("synthetic", model, optimizer, {"lr": 1e-3}, epochs=1, batch_size=4))
+    before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    assert training.run_epoch().is_finite
+    assert [name for name, p in training.model.named_parameters() if torch.equal(p, before[name])] == []
+    assert training.test().epoch == 1
+
+
+def test_the_spec_reaches_the_data(monkeypatch):
+    seen = {}
+    digits = DATASETS["digits"]
+
+    def get_dataloaders(**options):
+        seen.update(options)
+        return digits.get_dataloaders(**options)
+
+    entry = SimpleNamespace(
+        num_classes=digits.num_classes,
+        in_channels=digits.in_channels,
+        image_size=digits.image_size,
+        get_dataloaders=get_dataloaders,
+    )
+    monkeypatch.setattr(training_module, "DATASETS", {"digits": entry})
+    Training(digits_spec(seed=1, split_seed=2, valid_split=0.3, data_root="there", num_workers=0))
+    assert seen == {
+        "train_batch_size": 64,
+        "dataset_root_path": "there",
+        "num_workers": 0,
+        "seed": 1,
+        "split_seed": 2,
+        "limit_train_examples": 100,
+        "device": "cpu",
+        "valid_split": 0.3,
+    }

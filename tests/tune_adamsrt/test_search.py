@@ -1,0 +1,253 @@
+"""The search end to end: real Ray, Optuna, MLflow (SQLite) and images, as a user starts it."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tune_adamsrt.search import main
+from tune_adamsrt.study import open_storage
+
+REPOSITORY = Path(__file__).parents[2]
+SEARCH = [sys.executable, "-m", "tune_adamsrt.search"]
+
+
+def environment(tmp_path):
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_", "TUNE_"))}
+    return inherited | {"PYTHONPATH": str(REPOSITORY), "ADAMSRT_CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "100"}
+
+
+def search(tmp_path, *options, timeout=300):
+    return subprocess.run(
+        [*SEARCH, *options], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One search with two trials side by side, shared by the tests that look at what it left."""
+    folder = tmp_path_factory.mktemp("search")
+    done = search(folder, "--setting", "resnet20-digits", "--trials", "6", "--epochs", "3", "--study", "first")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+@pytest.mark.slow
+class TestASearch:
+    def test_tells_optuna_how_every_trial_ended(self, finished):
+        folder, _ = finished
+        study = optuna.load_study(study_name="first", storage=open_storage(str(folder / "runs" / "optuna.journal")))
+        trials = study.get_trials()
+        assert len(trials) == 6
+        names = {trial.state.name for trial in trials}
+        assert names <= {"COMPLETE", "PRUNED"} and "COMPLETE" in names
+        for trial in trials:
+            epochs = sorted(trial.intermediate_values)
+            assert epochs == list(range(1, len(epochs) + 1))
+            if trial.state.name == "COMPLETE":
+                assert epochs == [1, 2, 3]
+                assert trial.value == max(trial.intermediate_values.values())  # selection: best
+
+    def test_exports_the_best_candidate(self, finished):
+        folder, _ = finished
+        study = optuna.load_study(study_name="first", storage=open_storage(str(folder / "runs" / "optuna.journal")))
+        best = max((t for t in study.get_trials() if t.state.name == "COMPLETE"), key=lambda t: (t.value, -t.number))
+        exported = runpy.run_path(str(folder / "best_hyper_parameters.py"))["BEST_HYPER_PARAMETERS"]
+        entry = exported["digits"]["resnet20"]["adamsrt"]
+        complete = [t for t in study.get_trials() if t.state.name == "COMPLETE" and t.value == best.value]
+        assert entry["lr"] in [t.params["lr"] for t in complete]
+        assert set(entry) == {"lr", "betas", "weight_decay"}
+
+    def test_writes_mlflow(self, finished):
+        from mlflow import MlflowClient
+
+        folder, _ = finished
+        client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+        experiment = client.get_experiment_by_name("resnet20-digits")
+        runs = client.search_runs([experiment.experiment_id])
+        [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert parent.info.run_name == "resnet20-digits/adamsrt"
+        assert parent.info.status == "FINISHED"
+        assert len(children) == 6
+        assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}
+        for run in children:
+            assert "lr" in run.data.params
+            history = client.get_metric_history(run.info.run_id, "valid_accuracy")
+            assert [point.step for point in history] == list(range(1, len(history) + 1))
+        artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+        assert "best_hyper_parameters.py" in artifacts
+
+    def test_prints_plain_lines_and_nothing_of_others(self, finished):
+        _, done = finished
+        assert done.stderr == ""
+        assert "\x1b" not in done.stdout
+        lines = done.stdout.splitlines()
+        assert lines[0].startswith("resnet20-digits/adamsrt")
+        assert sum(line.startswith("trial ") and "/6 trials" in line for line in lines) == 6
+        assert any(line.startswith("best values") for line in lines)
+        assert any("mlflow ui" in line for line in lines)
+        for noise in ("ray.tune", "View detailed results", "alembic", "Warning", "INFO", "╭"):
+            assert noise not in done.stdout
+
+    def test_another_search_keeps_what_is_exported(self, finished):
+        folder, _ = finished
+        before = runpy.run_path(str(folder / "best_hyper_parameters.py"))["BEST_HYPER_PARAMETERS"]
+        more = search(
+            folder, "--setting", "resnet20-digits", "--optimizer", "sgd", "--trials", "1", "--epochs", "1",
+            "--limit-train-examples", "200", "--scheduler", "fifo",
+        )  # fmt: skip
+        assert more.returncode == 0, more.stdout + more.stderr
+        after = runpy.run_path(str(folder / "best_hyper_parameters.py"))["BEST_HYPER_PARAMETERS"]
+        assert set(after["digits"]["resnet20"]) == {"adamsrt", "sgd"}
+        assert after["digits"]["resnet20"]["adamsrt"] == before["digits"]["resnet20"]["adamsrt"]
+        assert "200 training examples only" in (folder / "best_hyper_parameters.py").read_text()
+
+
+def start_search(folder, *options):
+    return subprocess.Popen(
+        [*SEARCH, *options],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(journal, text, process):
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and text in journal.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
+    process = start_search(tmp_path, "--setting", "resnet20-digits", "--study", "cut", "--scheduler", "fifo")
+    journal = tmp_path / "runs" / "optuna.journal"
+    wait_for(journal, "epoch:2", process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "interrupted" in output
+    assert "--setting resnet20-digits --study cut --scheduler fifo" in output
+    study = optuna.load_study(study_name="cut", storage=open_storage(str(journal)))
+    assert study.get_trials()[0].intermediate_values
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_resumed(tmp_path):
+    """Kill -9 in the middle; the same command with --resume finishes what was asked for, and nothing twice."""
+    from mlflow import MlflowClient
+
+    options = ["--setting", "resnet20-digits", "--trials", "4", "--epochs", "4", "--scheduler", "fifo"]
+    process = start_search(tmp_path, *options)
+    journal = tmp_path / "runs" / "optuna.journal"
+    wait_for(journal, '"end"', process)  # the first trial has ended, others run
+    process.kill()
+    process.wait()
+    before = journal.read_text()
+
+    resumed = search(tmp_path, *options, "--resume")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert journal.read_text().startswith(before)
+    storage = open_storage(str(journal))
+    [summary] = storage.get_all_studies()
+    trials = optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    assert len(complete) == 4
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "WAITING"}  # published points beyond the four wait
+    assert all(sorted(trial.intermediate_values) == [1, 2, 3, 4] for trial in complete)
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("resnet20-digits").experiment_id])
+    assert len(runs) == 5, "one parent, one child per trial"
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        if "mlflow.parentRunId" in run.data.tags:
+            history = client.get_metric_history(run.info.run_id, "valid_accuracy")
+            assert [point.step for point in history] == [1, 2, 3, 4]
+
+
+def refused(capsys, *options):
+    """Give the one line on stderr for options that a user got wrong."""
+    try:
+        code = main(list(options))
+    except SystemExit as error:  # argparse
+        code = error.code
+    assert code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture
+def no_ray(monkeypatch, tmp_path):
+    """No Ray process may start."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("ray.init was called")
+
+    monkeypatch.setattr("ray.init", fail)
+    monkeypatch.setenv("ADAMSRT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("no_ray")
+class TestMistakes:
+    def test_missing_data_ends_before_ray_starts(self, capsys, monkeypatch):
+        import urllib.error
+        import urllib.request
+
+        def unreachable(*args, **kwargs):
+            raise urllib.error.URLError("no network")
+
+        monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+        line = refused(capsys, "--setting", "resnet18-cifar100", "--data-root", "nowhere")
+        assert line.startswith("error: cifar100 ")
+        assert "nowhere" in line and "cifar-100-python" in line and "train*.parquet" in line
+        assert not Path("nowhere").exists() and not Path("runs").exists() and not Path("mlflow.db").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ("--setting resnet18-cifar1000", "did you mean 'resnet18-cifar100'?"),
+            ("--setting resnet20-digits --optimizer adamrst", "did you mean 'adamsrt'?"),
+            ("--setting resnet20-digits --sampler tpee", "did you mean 'tpe'?"),
+            ("--setting resnet20-digits --sampler gp", "must run with --scheduler fifo, got asha"),
+            ("--setting resnet20-digits --trials 0", "must be a whole number >= 1, got 0"),
+            ("--setting resnet20-digits --epochs -3", "must be a whole number >= 1, got -3"),
+            ("--setting resnet20-digits --time-budget soon", "must be a time such as 90, 30m, 2h or 1d, got soon"),
+            ("--setting resnet20-digits --export no/where.py", "no/where.py"),
+            ("--setting resnet20-digits --tracking-uri ftp://x", "ftp"),
+            ("--setting resnet20-digits --optimizer all --study s", "--study must name the study of one search"),
+            ("--dry-run", "--setting is needed"),
+        ],
+    )
+    def test_is_one_clear_line(self, options, expected, capsys):
+        assert expected in refused(capsys, *options.split())
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_dry_run_says_what_would_run(capsys):
+    assert main(["--setting", "resnet18-cifar100", "--trials", "10", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "4050 epochs in total (10 trials x 405 epochs)" in printed
+    assert "after epoch 15, 45, 135 the best 1/3 go on" in printed
+    assert "log-uniform in [0.0001, 0.03]" in printed
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_list_settings_lists_every_shipped_file(capsys):
+    assert main(["--list-settings"]) == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert listed == {path.stem for path in (REPOSITORY / "search_spaces").glob("[!_]*.yaml")}
+    assert "resnet20-digits" in listed and "resnet18-imagenet" in listed

@@ -1,0 +1,176 @@
+"""Train one model on one dataset with the best known hyper-parameters, and test it.
+
+python training_example.py --optimizer=adamsrt --model=resnet18 --dataloader=cifar100
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adamsrt.dataloaders import DATASETS
+from adamsrt.models import MODELS
+from adamsrt.optimizers import OPTIMIZERS
+from adamsrt.training import EpochResult, Training, TrainingSpec
+from best_hyper_parameters import BEST_HYPER_PARAMETERS
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long and in what batches a dataset is trained; the defaults are the published ones."""
+
+    epochs: int = 405
+    batch_size: int = 128
+    num_workers: int = 0
+
+
+PROTOCOLS = {
+    "imagenet": Protocol(batch_size=256, num_workers=4),
+    "digits": Protocol(epochs=10),  # as in search_spaces/resnet20-digits.yaml
+}
+TUNED_HERE = {"digits": ("resnet20",)}  # nothing is published for these: their entries come from a search
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line's parser; the choices are the registries' names."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamsrt", help="default: adamsrt")
+    parser.add_argument("--model", choices=list(MODELS), default="resnet18", help="default: resnet18")
+    parser.add_argument("--dataloader", choices=list(DATASETS), default="cifar10", help="default: cifar10")
+    epochs = f"default: the published {Protocol().epochs}; {PROTOCOLS['digits'].epochs} for digits"
+    parser.add_argument("--epochs", type=int, metavar="N", help=epochs)
+    parser.add_argument("--data-root", default="data", help="folder that holds the data (default: data)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")
+    parser.add_argument("--seed", type=int, default=0, help="keys initial weights, order and augmentation (default: 0)")
+    parser.add_argument(
+        "--limit-train-examples", type=int, metavar="N", help="train on N images only, for a quick look"
+    )
+    return parser
+
+
+def find_hyper_parameters(
+    best: Mapping[str, Mapping[str, Mapping[str, Any]]], dataset: str, model: str, optimizer: str
+) -> Mapping[str, Any]:
+    """Look up the hyper-parameters of one combination; raises ValueError with those that exist where it has none."""
+    by_model = best.get(dataset, {})
+    by_optimizer = by_model.get(model, {})
+    if optimizer in by_optimizer:
+        found: Mapping[str, Any] = by_optimizer[optimizer]
+        return found
+    asked = f"no hyper-parameters for {optimizer} with {model} on {dataset}"
+    if model in TUNED_HERE.get(dataset, ()):
+        search = f"python -m tune_adamsrt.search --setting {model}-{dataset} --optimizer {optimizer}"
+        raise ValueError(f"{asked} yet; run `{search}` first")
+    if by_optimizer:
+        raise ValueError(f"{asked}; the optimizers for {model} on {dataset} are {', '.join(by_optimizer)}")
+    models = sorted({*by_model, *TUNED_HERE.get(dataset, ())})
+    raise ValueError(f"{asked}; the models for {dataset} are {', '.join(models)}")
+
+
+def choose_device(name: str | None) -> str:
+    """Check the device asked for, or pick one; raises ValueError for one that does not exist here."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        raise ValueError(f"--device must exist on this machine, got {name!r}; here there are {here}") from None
+    return name
+
+
+def build_training(arguments: argparse.Namespace) -> Training:
+    """Build the training asked for; raises ValueError for whatever the user got wrong, missing data included."""
+    dataset, model, optimizer = arguments.dataloader, arguments.model, arguments.optimizer
+    hyper_parameters = find_hyper_parameters(BEST_HYPER_PARAMETERS, dataset, model, optimizer)
+    protocol = PROTOCOLS.get(dataset, Protocol())
+    spec = TrainingSpec(
+        dataset,
+        model,
+        optimizer,
+        hyper_parameters,
+        epochs=protocol.epochs if arguments.epochs is None else arguments.epochs,
+        seed=arguments.seed,
+        data_root=arguments.data_root,
+        device=choose_device(arguments.device),
+        batch_size=protocol.batch_size,
+        limit_train_examples=arguments.limit_train_examples,
+        num_workers=protocol.num_workers,
+    )
+    return Training(spec)
+
+
+def render_heading(spec: TrainingSpec) -> str:
+    """Render the line that says what is trained, with what, where."""
+    values = ", ".join(f"{name}={value}" for name, value in spec.hyper_parameters.items())
+    return (
+        f"{spec.model} on {spec.dataset} with {spec.optimizer} ({values}): "
+        f"{spec.epochs} epochs, batches of {spec.batch_size}, seed {spec.seed}, on {spec.device}"
+    )
+
+
+def render_epoch(result: EpochResult, epochs: int) -> str:
+    """Render one epoch's line."""
+    return (
+        f"epoch {result.epoch:>{len(str(epochs))}}/{epochs}  "
+        f"train loss {result.train_loss:.4f}, accuracy {result.train_accuracy:.2%}  "
+        f"valid loss {result.valid_loss:.4f}, accuracy {result.valid_accuracy:.2%}  "
+        f"lr {result.lr:.3g}  {result.seconds:.1f} s"
+    )
+
+
+def train(training: Training, console: Console) -> int:
+    """Train to the last epoch, test, and show both; returns the exit code (1 where the training diverged)."""
+
+    def show(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    spec = training.spec
+    show(render_heading(spec))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("")
+        while training.epoch < spec.epochs:
+            progress.reset(bar, description=f"epoch {training.epoch + 1}/{spec.epochs}")
+            result = training.run_epoch(lambda done, total: progress.update(bar, completed=done, total=total))
+            show(render_epoch(result, spec.epochs))
+            if not result.is_finite:
+                print(f"the loss must stay finite, it did not in epoch {result.epoch}: diverged", file=sys.stderr)
+                return 1
+    tested = training.test()
+    show(
+        f"test accuracy {tested.test_accuracy:.2%}, with the weights of epoch {tested.epoch} "
+        f"(best validation accuracy {training.best_valid_accuracy:.2%})"
+    )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        try:
+            training = build_training(arguments)
+        except ValueError as error:
+            parser.error(str(error))
+        return train(training, Console())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A distributed hyper-parameter search for the optimizers of `adamsrt`, on Ray Tune, Optuna and MLflow."""

@@ -1,0 +1,178 @@
+"""What a command line comes to: one Plan per setting and optimizer, checked before any Ray process starts."""
+
+import argparse
+import datetime
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adamsrt.dataloaders import DATASETS
+from adamsrt.optimizers import OPTIMIZERS
+from tune_adamsrt.resources import TrialResources
+from tune_adamsrt.rungs import choose_rungs
+from tune_adamsrt.samplers import SAMPLERS, check_sampler_suits_scheduler, grid_size
+from tune_adamsrt.settings import Setting, load_setting, override
+from tune_adamsrt.space import SearchSpace, build_search_space
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One search: an optimizer on a setting, with everything decided that needs no cluster."""
+
+    setting: Setting
+    optimizer: str
+    space: SearchSpace
+    trials: int
+    sampler: str
+    scheduler: str
+    seed: int
+    data_root: Path
+    limit_train_examples: int | None
+    study_name: str
+    output: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting.name}/{self.optimizer}"
+
+    @property
+    def local_output(self) -> Path:
+        """Where the driver keeps its own files: the output folder, or `runs` where that is a bucket."""
+        return Path("runs").resolve() if "://" in self.output else Path(self.output)
+
+    def place(self, resources: TrialResources) -> dict[str, Any]:
+        """Where trials run, as plain values for the workers; it may differ after a restart."""
+        return {
+            "data_root": str(self.data_root),
+            "device": resources.device,
+            "cpus_per_trial": resources.cpus,
+            "num_workers": int(resources.cpus),  # ImageNet's loader only; the other sets are in memory
+        }
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs at which trials are compared; none with fifo."""
+        if self.scheduler == "fifo":
+            return ()
+        setting = self.setting
+        return choose_rungs(setting.epochs, min_epochs=setting.min_epochs, reduction_factor=setting.reduction_factor)
+
+    @property
+    def max_epochs_spent(self) -> int:
+        """The most that the search can spend: no trial stopped, none failed."""
+        return self.trials * self.setting.epochs
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What all trials have in common and what decides their results, as plain values; kept with the study."""
+        setting = self.setting
+        return {
+            "dataset": setting.dataset,
+            "model": setting.model,
+            "optimizer": self.optimizer,
+            "epochs": setting.epochs,
+            "batch_size": setting.batch_size,
+            "valid_split": setting.valid_split,
+            "split_seed": setting.split_seed,
+            "limit_train_examples": self.limit_train_examples,
+            "selection": setting.selection,
+        }
+
+
+def make_plans(arguments: argparse.Namespace) -> list[Plan]:
+    """Read and check the settings. Raises ValueError with one line for whatever a user got wrong."""
+    SAMPLERS[arguments.sampler]
+    check_sampler_suits_scheduler(arguments.sampler, arguments.scheduler)
+    settings = [
+        override(load_setting(name), epochs=arguments.epochs, trials=arguments.trials)
+        for name in _without_repeats(arguments.setting)
+    ]
+    optimizers = _optimizers(arguments.optimizer or ["adamsrt"])
+    if arguments.study and len(settings) * len(optimizers) > 1:
+        raise ValueError(
+            f"--study must name the study of one search, got {len(settings) * len(optimizers)} searches; leave it out"
+        )
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    output = arguments.output
+    if "://" not in output:
+        output = str(Path(output).expanduser().resolve())
+    plans = []
+    for setting in settings:
+        for optimizer in optimizers:
+            space = build_search_space(setting, optimizer, grid=arguments.sampler == "grid")
+            trials = setting.trials
+            if arguments.sampler == "grid":
+                trials = min(trials, grid_size(space)) if arguments.trials else grid_size(space)
+            plans.append(
+                Plan(
+                    setting=setting,
+                    optimizer=optimizer,
+                    space=space,
+                    trials=trials,
+                    sampler=arguments.sampler,
+                    scheduler=arguments.scheduler,
+                    seed=arguments.seed,
+                    data_root=Path(arguments.data_root).expanduser().resolve(),
+                    limit_train_examples=arguments.limit_train_examples,
+                    study_name=arguments.study or f"{setting.name}-{optimizer}-{stamp}",
+                    output=output,
+                )
+            )
+    return plans
+
+
+def prepare_data(plans: Iterable[Plan]) -> None:
+    """Make every dataset ready on this machine. Raises DataNotFoundError or DataCorruptError."""
+    for dataset, data_root in dict.fromkeys((plan.setting.dataset, plan.data_root) for plan in plans):
+        DATASETS[dataset].prepare(data_root)
+
+
+def render_plan(plan: Plan, *, cpus_per_trial: float | None, gpus_per_trial: float | None) -> str:
+    """Render what would run, for --dry-run."""
+    setting = plan.setting
+    cpus = setting.cpus_per_trial if cpus_per_trial is None else cpus_per_trial
+    gpus = setting.gpus_per_trial if gpus_per_trial is None else gpus_per_trial
+    spare = "" if gpus_per_trial is not None or not gpus else " where there are GPUs"
+    data = (
+        f"{plan.data_root}"
+        if plan.limit_train_examples is None
+        else (f"{plan.data_root}, {plan.limit_train_examples} training examples only")
+    )
+    rows = [
+        ("model", setting.model),
+        ("dataset", f"{setting.dataset} from {data}"),
+        (
+            "training",
+            f"{setting.epochs} epochs, batch size {setting.batch_size}, "
+            f"{100 * setting.valid_split:g} % of the training set held out for validation",
+        ),
+        ("trials", f"{plan.trials}, sampled by {plan.sampler} with seed {plan.seed}"),
+        ("early stopping", _describe_rungs(plan)),
+        ("resources", f"{cpus:g} CPU" + (f", {gpus:g} GPU{spare}" if gpus else "") + " per trial"),
+        ("at most", f"{plan.max_epochs_spent} epochs in total ({plan.trials} trials x {setting.epochs} epochs)"),
+    ]
+    if first_points := plan.space.first_points():
+        rows.append(("first points", f"{len(first_points)} published configurations"))
+    lines = [plan.name, *(f"  {label:<16}{value}" for label, value in rows), "  space"]
+    lines += [f"    {label:<14}{value}" for label, value in plan.space.describe()]
+    return "\n".join(lines)
+
+
+def _describe_rungs(plan: Plan) -> str:
+    if not plan.rungs:
+        return "none, every trial trains in full"
+    epochs = ", ".join(str(epoch) for epoch in plan.rungs)
+    return f"after epoch {epochs} the best 1/{plan.setting.reduction_factor} go on"
+
+
+def _optimizers(names: list[str]) -> list[str]:
+    if "all" in names:
+        return list(OPTIMIZERS)
+    for name in names:
+        OPTIMIZERS[name]  # an unknown name raises here
+    return _without_repeats(names)
+
+
+def _without_repeats(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))

@@ -1,0 +1,100 @@
+"""What is known of a search while it runs: its trials, its speed, and estimates of the time that is left."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from tune_adamsrt.records import SearchInfo, TrialRecord, TrialState
+
+
+@dataclass
+class Progress:
+    """A search as far as it got; times are readings of one clock, in seconds.
+
+    Attributes:
+        trials: every trial heard of, by number.
+        report_times: when the last reports came; the window over which speed is measured.
+        counted_from: when the first epoch of that window began.
+    """
+
+    info: SearchInfo
+    started: float
+    trials: dict[int, TrialRecord] = field(default_factory=dict)
+    report_times: deque[float] = field(default_factory=deque)
+    counted_from: float = math.inf
+
+    def add_report(self, now: float, seconds: float) -> None:
+        """Note that an epoch that took `seconds` has just ended."""
+        if len(self.report_times) < max(20, 8 * self.info.max_concurrent):
+            self.counted_from = min(self.counted_from, now - seconds)  # starting up is not counted: it happens once
+        else:
+            self.counted_from = self.report_times.popleft()
+        self.report_times.append(now)
+
+    def in_state(self, *states: TrialState) -> list[TrialRecord]:
+        return [trial for trial in self.trials.values() if trial.state in states]
+
+    @property
+    def ended(self) -> list[TrialRecord]:
+        return self.in_state(TrialState.COMPLETE, TrialState.STOPPED, TrialState.FAILED)
+
+    @property
+    def epochs_spent(self) -> int:
+        return sum(trial.epochs_spent for trial in self.trials.values())
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best candidate; None until a trial has reached the full budget."""
+        return _highest(trial for trial in self.in_state(TrialState.COMPLETE) if trial.epoch >= self.info.epochs)
+
+    @property
+    def leader(self) -> TrialRecord | None:
+        """The best of the running trials, whatever epoch each is at."""
+        return _highest(self.in_state(TrialState.RUNNING))
+
+    def elapsed(self, now: float) -> float:
+        return now - self.started
+
+    def epochs_per_second(self, now: float) -> float | None:
+        """Speed over the recent past; it falls when the next report is overdue. None before the first report."""
+        if not self.report_times:
+            return None
+        count, last = len(self.report_times), self.report_times[-1]
+        due = (last - self.counted_from) * (count + 1) / count
+        seconds = max(last - self.counted_from, (now - self.counted_from) * count / (count + 1) if now > due else 0.0)
+        return count / seconds if seconds > 0 else None
+
+    def seconds_left(self, now: float) -> float | None:
+        """An estimate within the time budget; None until a trial that spent epochs has ended.
+
+        A trial to come is expected to spend what ended trials spent on average; a running one what those spent that
+        went further than it has (else the full budget). Epochs of one trial follow each other, so the slowest running
+        trial is a lower bound.
+        """
+        spent = [trial.epochs_spent for trial in self.ended]
+        speed = self.epochs_per_second(now)
+        if not sum(spent) or speed is None:
+            return None
+        epochs = max(0, self.info.trials - len(self.trials)) * fmean(spent)
+        slowest = 0.0
+        for trial in self.in_state(TrialState.RUNNING):
+            further = [epoch for epoch in spent if epoch > trial.epoch]
+            to_do = max(0.0, (fmean(further) if further else self.info.epochs) - trial.epoch)
+            epochs += to_do
+            slowest = max(slowest, to_do * trial.epochs[-1].seconds if trial.epochs else 0.0)
+        seconds = max(epochs / speed, slowest)
+        budget_left = self.budget_left(now)
+        return seconds if budget_left is None else min(seconds, budget_left)
+
+    def budget_left(self, now: float) -> float | None:
+        """Seconds until the time budget ends; None without one."""
+        if self.info.time_budget_s is None:
+            return None
+        return max(0.0, self.info.time_budget_s - self.elapsed(now))
+
+
+def _highest(trials: Any) -> TrialRecord | None:
+    finite = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+    return max(finite, key=lambda trial: (trial.value, -trial.number), default=None)

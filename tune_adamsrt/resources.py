@@ -1,0 +1,121 @@
+"""Where a search runs: a Ray cluster that exists, or one started on this machine; CPUs and GPUs per trial."""
+
+import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+# Read by Ray when it starts or connects.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # results go to the study and MLflow instead
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output engine prints its banner at any verbosity
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's announced default; silences its warning
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+LOCAL_OBJECT_STORE_BYTES = 200 * 1024**2  # trials pass a few numbers an epoch through it, no tensors
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """What one trial occupies. GPUs may be a fraction below 1, or a whole number."""
+
+    cpus: float
+    gpus: float
+
+    def __post_init__(self) -> None:
+        if not self.cpus > 0:
+            raise ValueError(f"cpus per trial must be > 0, got {self.cpus}")
+        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            raise ValueError(f"gpus per trial must be a fraction up to 1 or a whole number, got {self.gpus}")
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+    def for_tune(self) -> dict[str, float]:
+        return {"cpu": self.cpus, "gpu": self.gpus}
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+
+
+def connect(address: str | None) -> None:
+    """Connect to a Ray cluster, or start one on this machine.
+
+    Args:
+        address: "auto", "host:port", "ray://host:port"; None for RAY_ADDRESS, else the cluster that `ray start` left
+            running on this machine, else a new local one; "local" always starts a new one.
+    Raises:
+        ConnectionError: no cluster answers at that address.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "ignore_reinit_error": True}
+    for name in ("ray", "ray.tune", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if address is not None and address != "local":
+            ray.init(address=address, **quiet)
+            return
+        if address is None and (os.environ.get("RAY_ADDRESS") or _started_cluster()):
+            ray.init(**quiet)
+            return
+        ray.init(address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
+
+
+def _started_cluster() -> str | None:
+    """The address of the cluster that `ray start` left running here; another search's private one does not count."""
+    from ray._private.services import find_gcs_addresses
+    from ray._private.utils import read_ray_address
+
+    address: str | None = read_ray_address()
+    return address if address in find_gcs_addresses() else None
+
+
+def choose_trial_resources(
+    *, cpus: float | None, gpus: float | None, default_cpus: float, default_gpus: float
+) -> TrialResources:
+    """Choose what a trial asks for: the options, else the setting's defaults, GPUs only where the cluster has any.
+
+    Raises:
+        ValueError: no node of the cluster could ever hold such a trial.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
+    resources = TrialResources(
+        cpus=default_cpus if cpus is None else cpus,
+        gpus=(default_gpus if has_gpus else 0.0) if gpus is None else gpus,
+    )
+    if count_slots(resources) < 1:
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+        raise ValueError(
+            f"a trial must fit on one node, got a request for {resources}, "
+            f"while the largest node has {largest.get('CPU', 0):g} CPU and {largest.get('GPU', 0):g} GPU; "
+            "lower --cpus-per-trial or --gpus-per-trial"
+        )
+    return resources
+
+
+def count_slots(resources: TrialResources) -> int:
+    """How many trials fit on the cluster's nodes side by side."""
+
+    def on_node(node: dict[str, float]) -> int:
+        by_cpu = math.floor(node.get("CPU", 0) / resources.cpus + 1e-9)
+        by_gpu = math.floor(node.get("GPU", 0) / resources.gpus + 1e-9) if resources.gpus else by_cpu
+        return min(by_cpu, by_gpu)
+
+    return sum(on_node(node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+
+def describe_cluster() -> str:
+    """Describe what the cluster has, for the heading: `1 node, 16 CPU, 1 GPU (H200)`."""
+    total = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    kinds = sorted(key.removeprefix("accelerator_type:") for key in total if key.startswith("accelerator_type:"))
+    parts = [f"{nodes} node" + ("s" if nodes != 1 else ""), f"{total.get('CPU', 0):g} CPU"]
+    if total.get("GPU"):
+        parts.append(f"{total['GPU']:g} GPU" + (f" ({', '.join(kinds)})" if kinds else ""))
+    return ", ".join(parts)

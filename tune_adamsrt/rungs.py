@@ -1,0 +1,61 @@
+"""Successive halving as plain arithmetic: at which epochs trials are compared, and who goes on.
+
+A trial is compared with the others at fixed epochs, the rungs, by the value each of them had at that very epoch. The
+best 1/eta of those seen so far go on (the asynchronous stopping form of successive halving: Li et al., "A System for
+Massively Parallel Hyperparameter Tuning", arXiv:1810.05934). No trial waits for another.
+"""
+
+from collections.abc import Sequence
+
+from adamsrt.training import lr_drop_epochs
+
+
+def choose_rungs(epochs: int, *, min_epochs: int, reduction_factor: int) -> tuple[int, ...]:
+    """Choose the epochs at which trials are compared: min_epochs times powers of the reduction factor.
+
+    The learning rate drops during a trial and accuracy jumps after each drop. All trials share the schedule, so that a
+    comparison at one epoch never mixes phases; but right after a drop it says little. A rung within the first tenth of
+    a phase therefore moves back to the phase's end, the last epoch before the drop.
+
+    Returns:
+        Ascending epochs, all below `epochs`; empty where min_epochs >= epochs.
+    """
+    rungs = set()
+    epoch = min_epochs
+    while epoch < epochs:
+        drop = max((drop for drop in lr_drop_epochs(epochs) if drop < epoch), default=0)
+        just_dropped = drop >= min_epochs and epoch - drop <= epochs // 20
+        rungs.add(drop if just_dropped else epoch)
+        epoch *= reduction_factor
+    return tuple(sorted(rungs))
+
+
+class Rungs:
+    """The values that trials had at each rung, and who goes on.
+
+    Args:
+        epochs: the rungs, ascending.
+        reduction_factor: eta; the best 1/eta of a rung go on.
+    """
+
+    def __init__(self, epochs: Sequence[int], *, reduction_factor: int) -> None:
+        self.epochs = tuple(epochs)
+        self.reduction_factor = reduction_factor
+        self.values: dict[int, dict[int, float]] = {epoch: {} for epoch in self.epochs}
+
+    def record(self, trial: int, epoch: int, value: float) -> None:
+        """Note a trial's value; other epochs than rungs are ignored, and so is a rung passed before a restart."""
+        if epoch in self.values:
+            self.values[epoch].setdefault(trial, value)
+
+    def reason_to_stop(self, trial: int, epoch: int) -> str | None:
+        """Say why a trial must stop at this epoch; None where it goes on. Equal values go on together."""
+        at_rung = self.values.get(epoch)
+        if at_rung is None or trial not in at_rung:
+            return None
+        going_on = max(1, len(at_rung) // self.reduction_factor)
+        rank = 1 + sum(value > at_rung[trial] for value in at_rung.values())
+        if rank <= going_on:
+            return None
+        rung = 1 + self.epochs.index(epoch)
+        return f"rung {rung} (epoch {epoch}): rank {rank} of {len(at_rung)}, the best {going_on} went on"

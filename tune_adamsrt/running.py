@@ -1,0 +1,127 @@
+"""Runs the trials of a study with Ray Tune, until the budget is spent, something breaks, or someone says stop."""
+
+import contextlib
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from ray import tune
+
+from tune_adamsrt.budget import Budget
+from tune_adamsrt.plan import Plan
+from tune_adamsrt.resources import TrialResources
+from tune_adamsrt.rungs import Rungs
+from tune_adamsrt.scheduler import SuccessiveHalving
+from tune_adamsrt.searcher import StudySearcher
+from tune_adamsrt.study import Study
+from tune_adamsrt.trainable import TrainingTrainable
+
+MAX_LOST_WORKERS = 5  # a trial whose worker dies more often than this is given up
+EXIT_AT_ONCE = 130
+
+
+def run_trials(
+    plan: Plan,
+    study: Study,
+    budget: Budget,
+    *,
+    resources: TrialResources,
+    max_concurrent: int,
+    note: Callable[[str], None],
+) -> str | None:
+    """Run until the budget is spent.
+
+    Args:
+        note: tells the user one line.
+    Returns:
+        None where the search came to its end; "interrupted"; or the error that broke it off, in one line. Whatever was
+        recorded until then is in the study.
+    """
+    rungs = Rungs(plan.rungs, reduction_factor=plan.setting.reduction_factor)
+    # A restart must not write into the folders that hold the checkpoints it starts from.
+    run = study.begin_run()
+    tuner = tune.Tuner(
+        tune.with_resources(TrainingTrainable, resources.for_tune()),
+        param_space={"protocol": plan.protocol, "place": plan.place(resources)},
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearcher(study, budget),
+            scheduler=SuccessiveHalving(study, rungs, budget),
+            num_samples=-1,  # the searcher knows when to end
+            max_concurrent_trials=max_concurrent,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"trial-{trial.config['trial_number']:05d}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['trial_number']:05d}-run-{run}",
+        ),
+        run_config=tune.RunConfig(
+            name=study.name,
+            storage_path=plan.output,
+            failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+            callbacks=[Checkpoints(study, plan.output)],
+            verbose=0,
+        ),
+    )
+    with stopped_by_signals(note) as received:
+        try:
+            tuner.fit()
+        except Exception as error:
+            if received:
+                return "interrupted"
+            plan.local_output.mkdir(parents=True, exist_ok=True)
+            log = plan.local_output / f"{study.name}.error.log"
+            with contextlib.suppress(OSError):
+                log.write_text(traceback.format_exc())
+            reason = str(error).strip().splitlines()
+            return f"broken off by {type(error).__name__}: {reason[-1] if reason else ''} (details in {log})"
+    return "interrupted" if received else None
+
+
+class Checkpoints(tune.Callback):
+    """Notes in the study where a running trial can go on from, and removes the checkpoints of ended ones.
+
+    Args:
+        output: path or URI below which Tune keeps the checkpoints.
+    """
+
+    def __init__(self, study: Study, output: str) -> None:
+        self._study = study
+        self._scheme = output.partition("://")[0] + "://" if "://" in output else ""
+
+    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
+        self._study.note_checkpoint(trial.config["trial_number"], self._scheme + checkpoint.path)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # Tune ends the whole search where a callback raises; a folder left behind is no reason to.
+        with contextlib.suppress(Exception):
+            trial.storage.storage_filesystem.delete_dir(trial.storage.trial_fs_path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks; ours are made anew at a restart
+
+
+@contextlib.contextmanager
+def stopped_by_signals(note: Callable[[str], None]) -> Iterator[list[int]]:
+    """End Tune's loop cleanly at the first SIGINT or SIGTERM; a second one ends the process at once.
+
+    Yields:
+        The signals received so far.
+    """
+    received: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        if len(received) > 1:
+            os._exit(EXIT_AT_ONCE)
+        note("stopping; what is recorded is kept (once more: stop at once)")
+        signal.raise_signal(signal.SIGUSR1)  # Tune's own way to be told, beside SIGINT
+
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would take SIGINT for itself
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,89 @@
+"""Ray Tune's view of the study: which configuration comes next, and what became of the last ones.
+
+Ray's own OptunaSearch tells stopped trials as complete with their low-epoch value, and a NaN leaves a trial running for
+ever. Here every epoch is reported, also the one that ends a trial; stopped trials are PRUNED, diverged ones FAIL.
+"""
+
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from tune_adamsrt.budget import Budget
+from tune_adamsrt.records import TrialState
+from tune_adamsrt.study import Study
+from tune_adamsrt.trainable import epoch_report, failure_of
+
+GIVE_UP_AFTER = 5
+
+
+def hopeless_reason(study: Study, trials: int) -> str | None:
+    """Say so where all of the first trials failed, with the first one's reason: no configuration will mend that."""
+    failed = study.in_state(TrialState.FAILED)
+    ended_otherwise = study.in_state(TrialState.COMPLETE) or study.in_state(TrialState.STOPPED)
+    if len(failed) < min(GIVE_UP_AFTER, trials) or ended_otherwise:
+        return None
+    return f"all of the first {len(failed)} trials failed; trial {failed[0].number}: {failed[0].reason}"
+
+
+class StudySearcher(Searcher):
+    """Asks the study for configurations and tells it how they went."""
+
+    def __init__(self, study: Study, budget: Budget) -> None:
+        super().__init__(metric="value", mode="max")
+        self._study = study
+        self._budget = budget
+        self._numbers: dict[str, int] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True  # the study knows its space; `config` holds what all trials share
+
+    def suggest(self, trial_id: str) -> Any:
+        """Give the next trial's own part of the configuration, or Searcher.FINISHED."""
+        if self._budget.reason_not_to_start() or hopeless_reason(self._study, self._budget.trials):
+            return Searcher.FINISHED
+        record = self._study.ask()
+        self._numbers[trial_id] = record.number
+        return {
+            "trial_number": record.number,
+            "hyper_parameters": record.hyper_parameters,
+            "seed": record.seed,
+            "checkpoint": record.checkpoint,
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._report(self._numbers[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Record the last epoch, which Tune keeps from on_trial_result, then the end."""
+        number = self._numbers[trial_id]
+        stop_reason = self._study.stop_reasons.pop(number, None)
+        if error or result is None:
+            self._study.tell_failed(number, stop_reason or "given up by Ray Tune")
+            return
+        self._report(number, result)
+        if (failure := failure_of(result)) is not None:
+            self._study.tell_failed(number, failure)
+        elif self._study.trials[number].epoch == self._study.epochs:
+            self._study.tell_complete(number)
+        else:
+            self._study.tell_stopped(number, stop_reason or "stopped by Ray Tune")
+
+    def _report(self, number: int, result: dict[str, Any]) -> None:
+        report = epoch_report(result)
+        last = self._study.trials[number].epochs[-1:]
+        if report is not None and last != [report]:  # at a trial's end Tune may repeat a result
+            self._study.report(number, report, host=str(result.get("hostname", "")))
+
+    # The study is the record; Tune's snapshots need nothing of the searcher.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        return None
+
+    def restore(self, checkpoint_path: str) -> None:
+        return None
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        return None

@@ -1,0 +1,318 @@
+"""The Optuna study of one search: the record of every trial asked, every epoch reported and every state told.
+
+Only the driver talks to it. The storage holds enough to rebuild every `TrialRecord`, so that another process
+can show a search, and a restart can go on with it.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from tune_adamsrt.records import EpochReport, Observer, TrialRecord, TrialState
+from tune_adamsrt.samplers import build_sampler
+from tune_adamsrt.space import SearchSpace
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+_STATES = {
+    OptunaState.RUNNING: TrialState.RUNNING,
+    OptunaState.COMPLETE: TrialState.COMPLETE,
+    OptunaState.PRUNED: TrialState.STOPPED,
+    OptunaState.FAIL: TrialState.FAILED,
+}
+
+_KEPT_AT_START = ("hyper_parameters", "seed", "origin", "started_at")
+_KEPT_AT_END = ("state", "reason", "ended_at", "host")
+
+
+class StudyError(ValueError):
+    """A study that cannot be used as asked: unknown, made for another search, or unreadable."""
+
+
+def open_storage(location: str) -> BaseStorage:
+    """Open a study storage: a Journal file (a path) or a database (`sqlite:///...`, `postgresql://...`)."""
+    if "://" in location:
+        return optuna.storages.RDBStorage(location)
+    path = Path(location)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise StudyError(
+            f"the study storage must be an Optuna journal, got {path}, damaged ({error}); move it away or restore it"
+        ) from error
+    except OSError as error:
+        raise StudyError(
+            f"the study storage must be writable, got {path}: {error.strerror}; choose another --output"
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(study_name: str, folder: Path) -> Iterator[None]:
+    """Keep a second driver on this machine from the same study. Raises StudyError where another has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{study_name}.lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise StudyError(
+            f"study {study_name!r} must have one driver, another search is running it; wait for it"
+        ) from None
+    except OSError as error:
+        raise StudyError(
+            f"the output folder must be writable, got {folder} ({error.strerror}); choose another"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def newest_study_name(storage: BaseStorage, *, prefix: str) -> str:
+    """Find the study to resume: the newest whose name starts so. Raises StudyError where there is none."""
+    names = sorted(study.study_name for study in storage.get_all_studies() if study.study_name.startswith(prefix))
+    if not names:
+        raise StudyError(f"--resume needs an earlier study {prefix}*, got none in this storage; leave --resume out")
+    return names[-1]
+
+
+def trial_seed(search_seed: int, number: int) -> int:
+    """Derive a trial's own 31-bit seed from the search's seed and the trial's number."""
+    return int(np.random.SeedSequence([search_seed, number]).generate_state(1)[0] >> 1)
+
+
+class Study:
+    """One search's trials, told to Optuna and to observers in the same breath.
+
+    An existing study of that name goes on: ended trials stay as they are, and those that an earlier driver left running
+    are in `interrupted`, to be trained first.
+
+    Args:
+        name: the study's name in the storage.
+        sampler: see `samplers.SAMPLERS`.
+        seed: the search's seed; sampler and trials derive theirs from it.
+        protocol: what every trial has in common (data, epochs, batch size, ...). Kept with the study.
+    Raises:
+        StudyError: the study was made for another space, protocol, sampler or seed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        storage: BaseStorage,
+        space: SearchSpace,
+        sampler: str,
+        seed: int,
+        protocol: Mapping[str, Any],
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.name = name
+        self.epochs: int = protocol["epochs"]
+        self.trials: dict[int, TrialRecord] = {}
+        self.interrupted: deque[TrialRecord] = deque()
+        self.epochs_spent = 0  # by all trials, stopped and failed ones and epochs trained twice included
+        self.stop_reasons: dict[int, str] = {}  # why the scheduler ends a trial; read when its end is told
+        self._space = space
+        self._seed = seed
+        self._observers = observers
+        self._sampler_name = sampler
+        self._storage = storage
+        self._ids: dict[int, int] = {}  # Optuna's own ids of the trials that have not ended
+        self._optuna = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+        self.is_resumed = "description" in self._optuna.user_attrs
+        self._describe({"space": space.to_json(), "protocol": dict(protocol), "sampler": sampler, "seed": seed})
+        found = self._optuna.get_trials(deepcopy=False)
+        self._optuna.sampler = build_sampler(sampler, space, seed, trials_so_far=len(found))
+        for trial in found:
+            if trial.state in _STATES:
+                self._take_over(trial)
+        self._enqueue_first_points()
+
+    def _describe(self, description: dict[str, Any]) -> None:
+        """Keep what the study is for, or refuse where it was made for something else."""
+        text = json.dumps(description, sort_keys=True)
+        attributes = self._optuna.user_attrs
+        if "description" not in attributes:
+            self._optuna.set_user_attr("key", uuid.uuid4().hex)
+            self._optuna.set_user_attr("description", text)
+        elif attributes["description"] != text:
+            difference = ", ".join(_differences(json.loads(attributes["description"]), json.loads(text)))
+            raise StudyError(f"study {self.name!r} was made for another search ({difference}); choose another --study")
+
+    def begin_run(self) -> int:
+        """Count the drivers that have run this study, this one included."""
+        runs = int(self._optuna.user_attrs.get("runs", 0)) + 1
+        self._optuna.set_user_attr("runs", runs)
+        return runs
+
+    @property
+    def key(self) -> str:
+        """Tells this study from others of the same name in other storages."""
+        return str(self._optuna.user_attrs["key"])
+
+    def _take_over(self, trial: FrozenTrial) -> None:
+        """Take up a trial from the storage; one that runs there has lost its driver."""
+        record = load_record(trial)
+        self.epochs_spent += record.epochs_spent
+        if record.state is TrialState.RUNNING:
+            self._ids[record.number] = trial._trial_id
+            end = trial.user_attrs.get("end")
+            if not record.hyper_parameters:  # killed between ask and the first word about the trial
+                self._optuna.tell(record.number, state=OptunaState.FAIL)
+                if "fixed_params" in trial.system_attrs:
+                    self._optuna.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs=trial.user_attrs)
+                return
+            self.trials[record.number] = record
+            if end is not None:  # killed between the last words and tell
+                self._tell(record, TrialState(end["state"]), reason=end["reason"])
+            elif record.epoch == self.epochs:
+                self.tell_complete(record.number)
+            else:
+                self.interrupted.append(record)
+        elif record.hyper_parameters:
+            self.trials[record.number] = record
+
+    def _enqueue_first_points(self) -> None:
+        """Try the published values before the sampler's own; each counts as a trial."""
+        if self._optuna.user_attrs.get("has_first_points"):
+            return
+        for point in self._space.first_points():
+            self._optuna.enqueue_trial(
+                self._space.encode(point), user_attrs={"origin": "published best"}, skip_if_exists=True
+            )
+        self._optuna.set_user_attr("has_first_points", True)
+
+    # --- asked and told by the searcher -------------------------------------------------------------------------
+
+    def ask(self) -> TrialRecord:
+        """Start a new trial, or go on with one that an earlier driver left running."""
+        if self.interrupted:
+            return self.interrupted.popleft()
+        trial = self._optuna.ask()
+        record = TrialRecord(
+            number=trial.number,
+            hyper_parameters=self._space.suggest(trial),
+            seed=trial_seed(self._seed, trial.number),
+            origin=trial.user_attrs.get("origin", f"sampled by {self._sampler_name}"),
+            started_at=time.time(),
+        )
+        self._ids[record.number] = trial._trial_id
+        self._note(record, "trial", {name: getattr(record, name) for name in _KEPT_AT_START})
+        self.trials[record.number] = record
+        for observer in self._observers:
+            observer.trial_started(record)
+        return record
+
+    def report(self, number: int, report: EpochReport, host: str = "") -> None:
+        """Record one epoch. An epoch known already was trained again after a lost worker: it is only counted."""
+        record = self.trials[number]
+        if record.state is not TrialState.RUNNING:
+            return
+        record.host = host or record.host
+        self.epochs_spent += 1
+        if report.epoch <= record.epoch:
+            record.epochs_repeated += 1
+            self._note(record, "epochs_repeated", record.epochs_repeated)
+            return
+        record.epochs.append(report)
+        self._note(record, f"epoch:{report.epoch}", dataclasses.asdict(report))
+        if report.is_finite:
+            self._storage.set_trial_intermediate_value(self._ids[number], report.epoch, report.value)
+        for observer in self._observers:
+            observer.epoch_reported(record, report)
+
+    def note_checkpoint(self, number: int, uri: str) -> None:
+        """Remember where a running trial can go on from."""
+        record = self.trials[number]
+        if record.state is TrialState.RUNNING:
+            record.checkpoint = uri
+            self._note(record, "checkpoint", uri)
+
+    def tell_complete(self, number: int) -> None:
+        """End a trial at its full budget; its value is the one at that epoch."""
+        record = self.trials[number]
+        assert record.epoch == self.epochs, (record.epoch, self.epochs)
+        self._tell(record, TrialState.COMPLETE)
+
+    def tell_stopped(self, number: int, reason: str) -> None:
+        """End a trial early for the scheduler or a budget: PRUNED with its per-epoch values, without a final one."""
+        self._tell(self.trials[number], TrialState.STOPPED, reason=reason)
+
+    def tell_failed(self, number: int, reason: str) -> None:
+        """End a trial that diverged, raised, or whose workers were lost too often."""
+        self._tell(self.trials[number], TrialState.FAILED, reason=reason)
+
+    def _tell(self, record: TrialRecord, state: TrialState, *, reason: str = "") -> None:
+        if record.state is not TrialState.RUNNING:
+            return
+        record.state, record.reason, record.ended_at = state, reason, time.time()
+        self._note(record, "end", {name: getattr(record, name) for name in _KEPT_AT_END})
+        del self._ids[record.number]
+        optuna_state = next(theirs for theirs, ours in _STATES.items() if ours is state)
+        value = record.value if state is TrialState.COMPLETE else None
+        self._optuna.tell(record.number, values=value, state=optuna_state)
+        for observer in self._observers:
+            observer.trial_ended(record)
+
+    def _note(self, record: TrialRecord, key: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._ids[record.number], key, value)
+
+    # --- read by whoever wants to know ---------------------------------------------------------------------------
+
+    def in_state(self, state: TrialState) -> list[TrialRecord]:
+        return [record for record in self.trials.values() if record.state is state]
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The candidate with the highest value at the full budget; the earliest trial where several share it."""
+        return best_of(self.in_state(TrialState.COMPLETE))
+
+
+def best_of(candidates: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Pick the highest value; ties go to the lower validation loss at the last epoch, then to the lower number."""
+    return max(
+        candidates, key=lambda record: (record.value, -record.epochs[-1].valid_loss, -record.number), default=None
+    )
+
+
+def load_record(trial: FrozenTrial) -> TrialRecord:
+    """Rebuild a trial's record from the storage; without hyper-parameters where its asking never ended."""
+    attributes = trial.user_attrs
+    kept = {"hyper_parameters": {}, "seed": 0, **attributes.get("trial", {}), **attributes.get("end", {})}
+    reports = [EpochReport(**attributes[key]) for key in attributes if key.startswith("epoch:")]
+    if "betas" in kept["hyper_parameters"]:  # JSON has lists only
+        kept["hyper_parameters"]["betas"] = tuple(kept["hyper_parameters"]["betas"])
+    return TrialRecord(
+        **kept
+        | {
+            "number": trial.number,
+            "state": _STATES[trial.state],
+            "epochs": sorted(reports, key=lambda report: report.epoch),
+            "epochs_repeated": attributes.get("epochs_repeated", 0),
+            "checkpoint": attributes.get("checkpoint"),
+        }
+    )
+
+
+def _differences(known: Any, asked: Any, path: str = "") -> list[str]:
+    if isinstance(known, dict) and isinstance(asked, dict):
+        keys = sorted(known.keys() | asked.keys())
+        return [
+            line for key in keys for line in _differences(known.get(key), asked.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if known == asked else [f"{path}: {known} there, {asked} now"]
