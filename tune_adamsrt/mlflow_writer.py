@@ -4,7 +4,6 @@
 and says so once; what a search means in MLflow's terms is tracking.py's.
 """
 
-import getpass
 import logging
 import math
 import os
@@ -12,68 +11,25 @@ import re
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from tune_adamsrt.tracking_uri import mask_secrets, sqlite_path
+from tune_adamsrt.mlflow_run import Artifact, Report, Run
+from tune_adamsrt.mlflow_store import (
+    QUIET_ENVIRONMENT,
+    TrackingOffError,
+    create_run,
+    find_runs,
+    is_refused,
+    open_experiment,
+)
+from tune_adamsrt.tracking_uri import mask_secrets
 
 REPORTS_PER_CALL = 100  # of up to 9 metrics each; log_batch takes at most 1000
 TRIES_BEFORE_WARNING = 3
 BACKOFF_S = 0.25  # doubled with each failure in a row
 LONGEST_BACKOFF_S = 30.0
-
-# What the user has set himself stays. MLflow's own retries are off, because the thread's can be interrupted.
-QUIET_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-
-# MLflow's answers to which sending the same again is no use.
-REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "PERMISSION_DENIED"}
-
-Report = tuple[int, int, dict[str, float]]  # milliseconds since the Unix epoch, step, metrics
-Artifact = Path | tuple[str, str]  # a file, or a name and its text
-
-
-@dataclass(eq=False)
-class Run:
-    """An MLflow run and what it has still to be told."""
-
-    name: str
-    key: str  # finds the run again where the answer to its creation was lost
-    started_ms: int
-    parent: "Run | None" = None
-    run_id: str | None = None
-    is_created: threading.Event = field(default_factory=threading.Event)
-    is_creation_tried: bool = False
-    is_ending: bool = False
-    last_step: int = 0
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    reports: deque[Report] = field(default_factory=deque)
-    artifacts: deque[Artifact] = field(default_factory=deque)
-    artifact_tries: int = 0
-    end: tuple[str, int] | None = None  # status, milliseconds
-
-    @property
-    def is_settled(self) -> bool:
-        return not (
-            self.run_id is None or self.params or self.tags or self.reports or self.artifacts or self.end is not None
-        )
-
-
-class TrackingOffError(Exception):
-    """Nothing of this search can be tracked; trying again is no use."""
 
 
 class Writer:
@@ -86,6 +42,7 @@ class Writer:
             os.environ.setdefault(name, value)
         self._uri = uri
         self._experiment = ""
+        self._key = ""
         self._on_warning = on_warning
         self._max_waiting_reports = max_waiting_reports
         self._flush_interval_s = flush_interval_s
@@ -101,18 +58,41 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._client: Any = None
         self._experiment_id = ""
+        self._found: dict[str, Any] | None = None  # what an earlier driver has left, by key
 
     @property
     def is_answering(self) -> bool:
         return not self._is_off and self._failures < TRIES_BEFORE_WARNING
 
-    def start(self, experiment: str) -> None:
+    def start(self, experiment: str, key: str = "") -> None:
+        """Start the thread; runs whose key begins with `key` are looked up before they are created."""
         self._experiment = experiment
+        self._key = key
         if not self._thread.is_alive():
             self._thread.start()
 
-    def add_run(self, name: str, started_at: float, parent: Run | None = None) -> Run:
-        run = Run(name, f"{uuid.uuid4().hex}", int(started_at * 1000), parent)
+    def add_run(
+        self,
+        name: str,
+        *,
+        started_at: float,
+        key: str = "",
+        parent: Run | None = None,
+        first_tags: Mapping[str, Any] | None = None,
+        passing_tags: Sequence[str] = (),
+        earlier: Sequence[Report] = (),
+    ) -> Run:
+        """Note a run, and what is special where an earlier driver has begun it: see Run. Without a key it is new."""
+        run = Run(
+            name,
+            key or uuid.uuid4().hex,
+            int(started_at * 1000),
+            parent,
+            first_tags=_as_tags(first_tags),
+            passing_tags=frozenset(passing_tags),
+            earlier=earlier,
+            last_step=earlier[-1][1] if earlier else 0,
+        )
         with self._changed:
             self._runs.append(run)
         return run
@@ -133,7 +113,7 @@ class Writer:
         now_ms = int(time.time() * 1000)
         with self._changed:
             run.params.update({key: str(value) for key, value in (params or {}).items()})
-            run.tags.update({_tag_name(key): str(value) for key, value in (tags or {}).items()})
+            run.tags.update(_as_tags(tags))
             if artifact is not None:
                 run.artifacts.append(artifact)
             if end is not None:
@@ -141,7 +121,7 @@ class Writer:
                 run.is_ending = True
             if metrics is not None:
                 run.last_step = step
-                run.reports.append((now_ms, step, {name: _drawable(value) for name, value in metrics.items()}))
+                run.reports.append((now_ms, step, dict(metrics)))
                 self._waiting_reports += 1
                 self._drop_oldest()
             self._has_news = True
@@ -201,6 +181,9 @@ class Writer:
     def _send_all(self) -> None:
         if self._client is None:
             self._client, self._experiment_id = open_experiment(self._uri, self._experiment)
+        if self._found is None:
+            client, experiment_id, key = self._client, self._experiment_id, self._key
+            self._found = find_runs(client, experiment_id, key, with_children=True) if key else {}
         with self._changed:
             runs = [run for run in self._runs if not run.is_settled]
         for run in runs:
@@ -210,12 +193,14 @@ class Writer:
         """Everything that the run has to be told, in an order that leaves the end state for last."""
         if run.run_id is None:
             try:
-                run.run_id = self._create(run)
+                run.run_id = self._find_or_create(run)
             except Exception as error:
-                if not _is_refused(error):
+                if not is_refused(error):
                     raise
                 raise TrackingOffError(f"MLflow at {self._uri} refuses the run {run.name}: {error}") from error
             run.is_created.set()
+        while run.earlier:
+            self._send_earlier(run)
         while run.params or run.tags or run.reports:
             self._send_values(run)
         while run.artifacts:
@@ -225,38 +210,51 @@ class Writer:
             self._attempt(run, lambda: self._client.set_terminated(run.run_id, status=status, end_time=end_ms))
             run.end = None
 
-    def _create(self, run: Run) -> str:
-        if run.is_creation_tried:
-            query = f"tags.`tune_adamsrt.run_key` = '{run.key}'"
-            for found in self._client.search_runs([self._experiment_id], filter_string=query, max_results=1):
-                return str(found.info.run_id)
+    def _find_or_create(self, run: Run) -> str:
+        found = (self._found or {}).get(run.key)
+        if found is None and run.is_creation_tried:
+            found = find_runs(self._client, self._experiment_id, run.key).get(run.key)
+        if found is not None:
+            self._take_up(run, found)
+            return str(found.info.run_id)
         run.is_creation_tried = True
-        tags = {"tune_adamsrt.run_key": run.key, "mlflow.user": _user(), "mlflow.source.name": "tune_adamsrt"}
-        if run.parent is not None:
-            tags["mlflow.parentRunId"] = str(run.parent.run_id)
-        created = self._client.create_run(self._experiment_id, start_time=run.started_ms, tags=tags, run_name=run.name)
-        return str(created.info.run_id)
+        parent_id = None if run.parent is None else run.parent.run_id
+        run_id = create_run(
+            self._client, self._experiment_id, run.name, key=run.key, started_ms=run.started_ms, parent_id=parent_id
+        )
+        with self._changed:
+            run.tags = run.first_tags | run.tags
+        return run_id
+
+    def _take_up(self, run: Run, found: Any) -> None:
+        """Go on with a run that is in the store; it runs again unless its end is known already."""
+        run_id = found.info.run_id
+        with self._changed:
+            no_longer = run.leave_out_what_is_in(found)
+            runs_again = not run.is_ending and found.info.status != "RUNNING"
+        for tag in no_longer:
+            try:
+                self._client.delete_tag(run_id, tag)
+            except Exception as error:  # refused: it is gone already
+                if not is_refused(error):
+                    raise
+        if runs_again:  # the old end time stays until the new end: MLflow cannot clear it
+            self._attempt(run, lambda: self._client.update_run(run_id, status="RUNNING"))
+
+    def _send_earlier(self, run: Run) -> None:
+        reports = list(run.earlier[:REPORTS_PER_CALL])
+        is_taken = self._log(run, reports, {}, {})
+        with self._changed:
+            run.earlier = run.earlier[REPORTS_PER_CALL:]
+            self._dropped_reports += 0 if is_taken else len(reports)
 
     def _send_values(self, run: Run) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
         with self._changed:
             reports = [run.reports.popleft() for _ in range(min(REPORTS_PER_CALL, len(run.reports)))]
             params, tags = run.params, run.tags
             run.params, run.tags = {}, {}
-        # a point keeps its time, and MLflow stores equal points once: sending again after a lost answer is safe
-        metrics = [Metric(name, value, ms, step) for ms, step, values in reports for name, value in values.items()]
         try:
-            is_taken = self._attempt(
-                run,
-                lambda: self._client.log_batch(
-                    run.run_id,
-                    metrics=metrics,
-                    params=[Param(key, value) for key, value in params.items()],
-                    tags=[RunTag(key, value) for key, value in tags.items()],
-                    synchronous=True,
-                ),
-            )
+            is_taken = self._log(run, reports, params, tags)
         except Exception:
             with self._changed:
                 run.reports.extendleft(reversed(reports))
@@ -265,6 +263,40 @@ class Writer:
         with self._changed:
             self._waiting_reports -= len(reports)
             self._dropped_reports += 0 if is_taken else len(reports)
+
+    def _log(self, run: Run, reports: Sequence[Report], params: Mapping[str, str], tags: Mapping[str, str]) -> bool:
+        """Send it, without the points that the run had when it was found; False where MLflow refuses."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        # a point keeps its time, and MLflow stores equal points once: sending again after a lost answer is safe
+        metrics = [
+            Metric(name, _drawable(value), ms, step)
+            for ms, step, values in reports
+            if not self._is_known(run, step, values)
+            for name, value in values.items()
+        ]
+        if not (metrics or params or tags):
+            return True
+        return self._attempt(
+            run,
+            lambda: self._client.log_batch(
+                run.run_id,
+                metrics=metrics,
+                params=[Param(key, value) for key, value in params.items()],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+                synchronous=True,
+            ),
+        )
+
+    def _is_known(self, run: Run, step: int, values: Mapping[str, float]) -> bool:
+        """Whether a continued run had this report; its first metric stands for the others, as they go together."""
+        if not run.is_continued or not values:
+            return False
+        name = next(iter(values))
+        if name not in run.known_steps:
+            history = self._client.get_metric_history(run.run_id, name)
+            run.known_steps[name] = {point.step for point in history}
+        return step in run.known_steps[name]
 
     def _send_artifact(self, run: Run) -> None:
         artifact = run.artifacts[0]
@@ -289,7 +321,7 @@ class Writer:
         try:
             call()
         except Exception as error:
-            if not _is_refused(error):
+            if not is_refused(error):
                 raise
             self._warn("refused", f"MLflow at {self._uri} refuses what run {run.name} is told: {error}")
             return False
@@ -322,55 +354,10 @@ class Writer:
             logging.getLogger(__name__).debug("on_warning raised", exc_info=True)
 
 
-def open_experiment(uri: str, name: str) -> tuple[Any, str]:
-    """An MlflowClient and the id of the experiment, created where it is missing; another process may do the same."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    for logger in ("mlflow", "alembic"):
-        logging.getLogger(logger).setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "CRITICAL").upper())
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-
-    database = sqlite_path(uri)
-    if database is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    # MLflow creates its tables without a lock: two searches that start at once would both do it
-    with FileLock(f"{database}.lock") if database is not None else nullcontext():
-        client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        location = None if database is None else (database.parent / "mlartifacts" / name).as_uri()
-        try:
-            return client, str(client.create_experiment(name, artifact_location=location))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                raise
-    if experiment.lifecycle_stage == "deleted":
-        raise TrackingOffError(
-            f"this search is not tracked: the MLflow experiment {name} at {uri} was deleted; restore it with: "
-            f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        )
-    return client, str(experiment.experiment_id)
-
-
-def _is_refused(error: Exception) -> bool:
-    return getattr(error, "error_code", None) in REFUSALS
-
-
 def _drawable(value: float) -> float:
     """Infinity as NaN: databases store it as 1.8e308, which flattens every chart."""
     return float(value) if math.isfinite(value) else math.nan
 
 
-def _tag_name(name: str) -> str:
-    return re.sub(r"[^\w\-./: ]", "_", name)[:250]
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return "unknown"
+def _as_tags(values: Mapping[str, Any] | None) -> dict[str, str]:
+    return {re.sub(r"[^\w\-./: ]", "_", name)[:250]: str(value) for name, value in (values or {}).items()}

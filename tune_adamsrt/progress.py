@@ -14,7 +14,8 @@ class Progress:
     """A search as far as it got; times are readings of one clock, in seconds.
 
     Attributes:
-        trials: every trial heard of, by number.
+        trials: every trial heard of, by number, restored ones included.
+        ended_before, epochs_before: how many of the restored trials had ended, and the epoch that each was at.
         report_times: when the last reports came; the window over which speed is measured.
         counted_from: when the first epoch of that window began.
     """
@@ -24,6 +25,14 @@ class Progress:
     trials: dict[int, TrialRecord] = field(default_factory=dict)
     report_times: deque[float] = field(default_factory=deque)
     counted_from: float = math.inf
+    ended_before: int = field(init=False)
+    epochs_before: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        restored = self.info.restored
+        self.trials = {trial.number: trial for trial in restored} | self.trials
+        self.ended_before = sum(trial.state is not TrialState.RUNNING for trial in restored)
+        self.epochs_before = {trial.number: trial.epoch for trial in restored}
 
     def add_report(self, now: float, seconds: float) -> None:
         """Note that an epoch that took `seconds` has just ended."""
@@ -83,7 +92,8 @@ class Progress:
             further = [epoch for epoch in spent if epoch > trial.epoch]
             to_do = max(0.0, (fmean(further) if further else self.info.epochs) - trial.epoch)
             epochs += to_do
-            slowest = max(slowest, to_do * trial.epochs[-1].seconds if trial.epochs else 0.0)
+            if trial.epoch > self.epochs_before.get(trial.number, 0):  # else not measured on this machine today
+                slowest = max(slowest, to_do * trial.epochs[-1].seconds)
         seconds = max(epochs / speed, slowest)
         budget_left = self.budget_left(now)
         return seconds if budget_left is None else min(seconds, budget_left)

@@ -14,11 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from adamsrt.registry import unknown_name_message
-from tune_adamsrt.ranges import ONE_MINUS as ONE_MINUS
-from tune_adamsrt.ranges import Range as Range
-from tune_adamsrt.ranges import check_limits, is_number, one_minus_forms, refuse
-from tune_adamsrt.ranges import parts_of as parts_of
-from tune_adamsrt.records import HyperParameters as HyperParameters
+from tune_adamsrt.ranges import ONE_MINUS, Range, check_limits, is_number, one_minus_forms, parts_of, refuse
+from tune_adamsrt.records import HyperParameters
 from tune_adamsrt.settings_file import SettingError, holds, merge, read_yaml, shipped_folder, shown_path
 
 

@@ -13,7 +13,9 @@ from optuna.trial import BaseTrial
 
 from adamsrt.optimizers import OPTIMIZERS
 from adamsrt.registry import unknown_name_message
-from tune_adamsrt.settings import ONE_MINUS, HyperParameters, Range, Setting, known_settings, load_setting, parts_of
+from tune_adamsrt.ranges import ONE_MINUS, Range, parts_of
+from tune_adamsrt.records import HyperParameters
+from tune_adamsrt.settings import Setting, known_settings, load_setting
 
 # What an optimizer uses where a published point leaves a hyper-parameter out (torch.optim.AdamW decays by default).
 OPTIMIZER_DEFAULTS: Mapping[str, HyperParameters] = {"adamw": {"weight_decay": 1e-2}}

@@ -40,11 +40,13 @@ _STATE_STYLES = {
 _QUIET_S = 300.0  # a log that has been silent for this long gets a line, so that nobody thinks that the search hangs
 
 
-def render_heading(info: SearchInfo) -> str:
-    """What is searched, how and where: "resnet20-digits/adamsrt   tpe/asha   2 x 1 CPU"."""
+def render_heading(progress: Progress) -> str:
+    """What is searched, how and where: "resnet20-digits/adamsrt   tpe/asha   2 x 1 CPU"; what was done before."""
+    info = progress.info
     method = "/".join(info.tags[key] for key in ("sampler", "scheduler") if info.tags.get(key))
     where = [info.tags[key] for key in ("resources", "device") if info.tags.get(key)]
-    return "   ".join(one_line(part) for part in (info.name, method, *where) if part)
+    before = f"resumed: {progress.ended_before} of {info.trials} trials ended before" if info.restored else ""
+    return "   ".join(one_line(part) for part in (info.name, method, *where, before) if part)
 
 
 def render_time_left(progress: Progress, now: float) -> str:
@@ -137,7 +139,7 @@ def render_running(progress: Progress, *, width: int, rows: int) -> list[Text]:
 
 def render_live(progress: Progress, now: float, *, width: int, height: int) -> Group:
     """The live view, in at most `height` lines as long as the terminal has about ten."""
-    name, _, rest = render_heading(progress.info).partition("   ")
+    name, _, rest = render_heading(progress).partition("   ")
     heading = [_line(line) for line in _wrapped(f"{name}   {rest}".rstrip(), width)]
     heading[0].stylize("bold", 0, min(len(name), len(heading[0])))
     below = [
@@ -265,7 +267,7 @@ class TerminalView:
         self._drawn_lengths = []
         if not self._console.is_interactive:
             budget = f"{info.trials} trials of at most {info.epochs} epochs"
-            self._print(Text(f"{render_heading(info)}   {budget}"))
+            self._print(Text(f"{render_heading(self._progress)}   {budget}"))
             return
         self._live = Live(
             console=self._console,

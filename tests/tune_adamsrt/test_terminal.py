@@ -118,8 +118,8 @@ def test_nothing_is_left_when_all_trials_have_ended() -> None:
 
 
 def test_heading_shows_the_tags_that_are_there() -> None:
-    assert render_heading(make_info()) == "resnet20-digits/adamsrt   tpe/asha   2 trials at once   cpu"
-    assert render_heading(make_info(tags={})) == "resnet20-digits/adamsrt"
+    assert render_heading(make_progress()) == "resnet20-digits/adamsrt   tpe/asha   2 trials at once   cpu"
+    assert render_heading(make_progress(tags={})) == "resnet20-digits/adamsrt"
 
 
 def test_live_view_shows_progress_best_and_running_trials() -> None:
