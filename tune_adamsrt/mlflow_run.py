@@ -59,7 +59,7 @@ class Run:
         tags = {name: value for name, value in self.first_tags.items() if name not in there} | self.tags
         if self.parent is not None:
             tags["mlflow.parentRunId"] = str(self.parent.run_id)
-        no_longer = (self.passing_tags & there.keys()) - tags.keys()
+        no_longer = {name for name in self.passing_tags if name in there and name not in tags}
         self.tags = {name: value for name, value in tags.items() if there.get(name) != value}
         self.params = {name: value for name, value in self.params.items() if name not in found.data.params}
         if self.end is not None and self.end[0] == found.info.status and not self.tags and not no_longer:

@@ -1,7 +1,7 @@
 """What is known of a search: counts, the best, speed and estimates."""
 
 import pytest
-from search_records import add_reports, make_progress, make_trial
+from search_records import add_reports, make_progress, make_report, make_trial
 
 from tune_adamsrt.records import TrialState
 
@@ -52,3 +52,28 @@ def test_time_left_is_at_least_what_the_slowest_trial_needs() -> None:
     progress = make_progress(make_trial(0, TrialState.COMPLETE, 10), make_trial(1, TrialState.RUNNING, 4), trials=2)
     now = add_reports(progress, every_s=0.1, count=20)  # many trials at once, until now
     assert progress.seconds_left(now) == pytest.approx(6 * 2.0)
+
+
+def test_a_resumed_search_counts_what_was_done_before_but_not_its_speed() -> None:
+    running = make_trial(2, TrialState.RUNNING, 4)
+    restored = [make_trial(0, TrialState.COMPLETE, 10), make_trial(1, TrialState.STOPPED, 2), running]
+    progress = make_progress(restored=restored, trials=3)
+    assert (progress.ended_before, len(progress.ended), progress.epochs_spent) == (2, 2, 16)
+    assert progress.best is restored[0]
+    assert progress.leader is running
+    assert progress.epochs_per_second(100.0) is None
+    assert progress.seconds_left(100.0) is None
+    for epoch in (5, 6):  # four times as fast as the 2 s per epoch of the run before
+        running.epochs.append(make_report(epoch, 0.9, seconds=0.5))
+        progress.add_report(100.0 + 0.5 * (epoch - 4), 0.5)
+    assert progress.epochs_per_second(101.0) == pytest.approx(2.0)
+    assert progress.seconds_left(101.0) == pytest.approx(4 * 0.5)
+    running.state = TrialState.COMPLETE
+    assert (progress.ended_before, len(progress.ended), progress.epochs_spent) == (2, 3, 18)
+
+
+def test_epochs_of_the_run_before_do_not_bound_the_time_left() -> None:
+    waiting = make_trial(1, TrialState.RUNNING, 4)  # took 2 s per epoch
+    progress = make_progress(restored=[make_trial(0, TrialState.COMPLETE, 10), waiting], trials=2)
+    now = add_reports(progress, every_s=0.1, count=20)
+    assert progress.seconds_left(now) == pytest.approx(6 * 0.1)

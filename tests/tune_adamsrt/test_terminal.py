@@ -364,3 +364,32 @@ def test_searches_can_follow_each_other_and_notes_need_no_search(
     assert "data [1437 images]\n" in text
     assert text.count("all trials done") == 2
     assert "warning: late" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_resumed_search_starts_from_where_it_was(
+    terminal: bool, clock: Clock, open_view: Callable[[Console], TerminalView]
+) -> None:
+    console = make_console(terminal=terminal, width=100)
+    view = open_view(console)
+    running = make_trial(7, TrialState.RUNNING, 4, value=0.5)
+    restored = [make_trial(0, TrialState.COMPLETE, 10, value=0.98611)]
+    restored += [make_trial(number, TrialState.STOPPED, 2) for number in range(1, 7)] + [running]
+    view.search_started(make_info(restored=restored))
+    heading = "resnet20-digits/adamsrt   tpe/asha   2 trials at once   cpu   resumed: 7 of 16 trials ended before"
+    if terminal:
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written(console))
+        assert " ".join(heading.split()) in " ".join(text.split())
+        assert re.search(r"trials .* 7 of 16", text) and re.search(r"epochs .* 26 of at most 160", text)
+        assert "1 complete   1 running   6 stopped   0 failed" in text
+        assert "98.61 %  trial 0" in text and "- epochs/min" in text
+        assert re.search(r"7 +4/10 +50\.00 %", text)
+    else:
+        assert written(console).splitlines() == [f"{heading}   16 trials of at most 10 epochs"]
+    running.epochs += [make_report(epoch, 0.99) for epoch in range(5, 11)]
+    running.state = TrialState.COMPLETE
+    view.trial_ended(running)
+    news = "new best  99.00 %  trial 7" if terminal else "[8/16 trials, 32/160 epochs, best 99.00 %, time left -]"
+    assert news in written(console)
+    view.refresh()
+    assert "resumed: 8" not in written(console)  # the heading stays

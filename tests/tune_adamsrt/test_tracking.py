@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,43 +17,18 @@ from typing import Any
 import pytest
 
 from tune_adamsrt import mlflow_writer
-from tune_adamsrt.mlflow_store import QUIET_ENVIRONMENT
 from tune_adamsrt.records import EpochReport, SearchInfo, SearchSummary, TrialRecord, TrialState
 from tune_adamsrt.tracking import Tracking
 from tune_adamsrt.tracking_uri import ui_command
 
 REPOSITORY = Path(__file__).parents[2]
 
-
-@pytest.fixture(autouse=True)
-def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Tracking sets in the environment ends with the test."""
-    for name in [*QUIET_ENVIRONMENT, "MLFLOW_TRACKING_URI"]:
-        monkeypatch.setenv(name, "to be restored")
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 
 @pytest.fixture(autouse=True)
 def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_writer, "BACKOFF_S", 0.01)
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take it seconds to create."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def uri(empty_database: Path, tmp_path: Path) -> str:
-    folder = tmp_path / "a folder"  # with a space: the path stands in URIs
-    folder.mkdir()
-    shutil.copy(empty_database, folder / "mlflow.db")
-    return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture

@@ -1,0 +1,34 @@
+"""MLflow stores for tests."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take it seconds to create."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(empty_database: Path, tmp_path: Path) -> str:
+    folder = tmp_path / "a folder"  # with a space: the path stands in URIs
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Tracking sets in the environment ends with the test."""
+    from tune_adamsrt.mlflow_store import QUIET_ENVIRONMENT
+
+    for name in [*QUIET_ENVIRONMENT, "MLFLOW_TRACKING_URI"]:
+        monkeypatch.setenv(name, "to be restored")
+        monkeypatch.delenv(name)
