@@ -1,7 +1,7 @@
 """A search in two halves, made up for tests of a driver that is killed between them.
 
-`python killed_driver.py URI N` tracks the first half, and gets SIGKILL just before (N < 0: just after) its N-th call that
-writes to MLflow.
+`python killed_driver.py URI N` tracks the first half, and gets SIGKILL just before (N < 0: just after) its N-th call
+that writes to MLflow.
 """
 
 import os

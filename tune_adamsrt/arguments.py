@@ -121,9 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     files.add_argument(
         "--export",
-        default="best_hyper_parameters.py",
         metavar="FILE",
-        help="the best configuration is merged into it (default: best_hyper_parameters.py)",
+        help="the best configuration is merged into it (default: best_hyper_parameters.py, where a run that is reduced "
+        "by --epochs or --limit-train-examples replaces no entry)",
     )
     files.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"

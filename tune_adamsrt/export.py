@@ -132,8 +132,13 @@ def check_exportable(path: str | Path) -> None:
         raise _unwritable(target, error) from None
 
 
-def merge_entry(path: str | Path, entry: Entry, *, timeout_s: float = 60.0) -> None:
+def merge_entry(path: str | Path, entry: Entry, *, may_replace: bool = True, timeout_s: float = 60.0) -> bool:
     """Put one entry into the file; the others keep their values and comments. The file is made where there is none.
+
+    Args:
+        may_replace: False leaves a file as it is that has an entry at this place already.
+    Returns:
+        True where the entry was written.
 
     Safe against other processes (a lock beside the file, `<path>.lock`) and against being killed: the file is replaced
     as a whole, after the new one has reached the disk. Raises ExportError, with the file left as it is.
@@ -142,7 +147,10 @@ def merge_entry(path: str | Path, entry: Entry, *, timeout_s: float = 60.0) -> N
     check_exportable(target)  # the lock would make a missing folder, and wait in one that cannot be written
     try:
         with FileLock(f"{target}.lock", timeout=timeout_s):
-            text = render(merged(_read(target), entry))
+            entries = _read(target)
+            if not may_replace and any(other.key == entry.key for other in entries):
+                return False
+            text = render(merged(entries, entry))
             # A file that cannot be read back would stop every later search.
             assert render(parse(text)) == text
             _replace(target, text)
@@ -152,6 +160,7 @@ def merge_entry(path: str | Path, entry: Entry, *, timeout_s: float = 60.0) -> N
         ) from None
     except OSError as error:
         raise _unwritable(target, error) from None
+    return True
 
 
 def _plain(name: str, value: Any) -> Any:

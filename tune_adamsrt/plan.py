@@ -15,10 +15,18 @@ from tune_adamsrt.samplers import SAMPLERS, check_sampler_suits_scheduler, grid_
 from tune_adamsrt.settings import Setting, load_setting, override
 from tune_adamsrt.space import SearchSpace, build_search_space
 
+DEFAULT_EXPORT = "best_hyper_parameters.py"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """One search: an optimizer on a setting, with everything decided that needs no cluster."""
+    """One search: an optimizer on a setting, with everything decided that needs no cluster.
+
+    Attributes:
+        output: folder, or URI of a bucket, for studies and checkpoints.
+        export: the module that the best configuration is merged into.
+        may_replace: False where a quick look must not replace an entry that a whole search, or the paper, has made.
+    """
 
     setting: Setting
     optimizer: str
@@ -31,6 +39,8 @@ class Plan:
     limit_train_examples: int | None
     study_name: str
     output: str
+    export: Path
+    may_replace: bool
 
     @property
     def name(self) -> str:
@@ -84,10 +94,7 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
     """Read and check the settings. Raises ValueError with one line for whatever a user got wrong."""
     SAMPLERS[arguments.sampler]
     check_sampler_suits_scheduler(arguments.sampler, arguments.scheduler)
-    settings = [
-        override(load_setting(name), epochs=arguments.epochs, trials=arguments.trials)
-        for name in _without_repeats(arguments.setting)
-    ]
+    settings = [load_setting(name) for name in _without_repeats(arguments.setting)]
     optimizers = _optimizers(arguments.optimizer or ["adamsrt"])
     if arguments.study and len(settings) * len(optimizers) > 1:
         raise ValueError(
@@ -98,7 +105,8 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
     if "://" not in output:
         output = str(Path(output).expanduser().resolve())
     plans = []
-    for setting in settings:
+    for loaded in settings:
+        setting = override(loaded, epochs=arguments.epochs, trials=arguments.trials)
         for optimizer in optimizers:
             space = build_search_space(setting, optimizer, grid=arguments.sampler == "grid")
             trials = setting.trials
@@ -117,9 +125,15 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
                     limit_train_examples=arguments.limit_train_examples,
                     study_name=arguments.study or f"{setting.name}-{optimizer}-{stamp}",
                     output=output,
+                    export=Path(arguments.export or DEFAULT_EXPORT).expanduser().resolve(),
+                    may_replace=arguments.export is not None or not _is_reduced(loaded, arguments),
                 )
             )
     return plans
+
+
+def _is_reduced(setting: Setting, arguments: argparse.Namespace) -> bool:
+    return arguments.limit_train_examples is not None or (arguments.epochs or setting.epochs) < setting.epochs
 
 
 def prepare_data(plans: Iterable[Plan]) -> None:

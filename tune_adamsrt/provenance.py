@@ -57,7 +57,7 @@ def export_comments(plan: Plan, study: Study, best: TrialRecord, *, run_id: str 
     data = f", {plan.limit_train_examples} training examples only" if plan.limit_train_examples is not None else ""
     return (
         f"tuned on {datetime.date.today().isoformat()} by tune_adamsrt {adamsrt.__version__}: "
-        f"validation accuracy {100 * best.value:.2f} % (one seed, not yet confirmed on fresh ones)",
+        f"validation accuracy {100 * best.value:.2f} %, one seed, not confirmed",
         f"{plan.setting.epochs} epochs{data}; best of {states[TrialState.COMPLETE]} candidates in "
         f"{len(study.trials)} trials, {study.epochs_spent} epochs spent",
         f"study {study.name}, trial {best.number}" + (f", MLflow run {run_id}" if run_id else ""),

@@ -10,7 +10,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
@@ -41,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return dry_run(plans, arguments)
         tracking_uri = resolve_tracking_uri(arguments.tracking_uri)
         check_tracking_uri(tracking_uri)
-        check_exportable(Path(arguments.export))
+        for plan in plans:
+            check_exportable(plan.export)
         prepare_data(plans)
         connect(arguments.address)
         resources = [trial_resources(plan, arguments) for plan in plans]
@@ -128,7 +128,7 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
             is_whole = stopped_by is None
             best, exported = study.best, []
             if best is not None and is_whole:
-                exported = [("best values", export_best(plan, study, best, Path(arguments.export), tracking))]
+                exported = [("best values", export_best(plan, study, best, tracking))]
             summary = SearchSummary(
                 best=best,
                 candidates=len(study.in_state(TrialState.COMPLETE)),
@@ -172,8 +172,8 @@ def describe_search(
     )
 
 
-def export_best(plan: Plan, study: Study, best: TrialRecord, path: Path, tracking: Tracking) -> str:
-    """Merge the best configuration into the exported module. Returns where it stands there."""
+def export_best(plan: Plan, study: Study, best: TrialRecord, tracking: Tracking) -> str:
+    """Merge the best configuration into the exported module. Returns where it stands there, or why it does not."""
     entry = Entry(
         dataset=plan.setting.dataset,
         model=plan.setting.model,
@@ -181,10 +181,11 @@ def export_best(plan: Plan, study: Study, best: TrialRecord, path: Path, trackin
         hyper_parameters=best.hyper_parameters,
         provenance=export_comments(plan, study, best, run_id=tracking.run_id),
     )
-    path = path.expanduser().resolve()
-    merge_entry(path, entry)
-    tracking.add_artifact(path)
-    return f"{path}  ['{entry.dataset}']['{entry.model}']['{entry.optimizer}']"
+    place = f"{plan.export}  ['{entry.dataset}']['{entry.model}']['{entry.optimizer}']"
+    if not merge_entry(plan.export, entry, may_replace=plan.may_replace):
+        return f"not exported: a reduced run does not replace {place}; --export FILE exports it"
+    tracking.add_artifact(plan.export)
+    return place
 
 
 def resume_command(study_name: str) -> str:

@@ -302,3 +302,14 @@ def test_kill_9_never_leaves_half_a_file(tmp_path):
         assert all((f"data{number}", f"model{done}", "adam") in entries for done in [0, *told])
     merge_entry(path, Entry("digits", "resnet20", "adam", {"lr": 0.1}))
     assert {file.name for file in tmp_path.iterdir()} <= {"best.py", "best.py.lock"}
+
+
+def test_an_entry_that_may_not_be_replaced_stays_and_a_new_place_is_taken(tmp_path):
+    path = tmp_path / "best.py"
+    first = Entry("cifar10", "resnet18", "adam", {"lr": 0.1})
+    assert merge_entry(path, first, may_replace=False)
+    before = path.read_bytes()
+    assert not merge_entry(path, Entry("cifar10", "resnet18", "adam", {"lr": 0.2}), may_replace=False)
+    assert path.read_bytes() == before
+    assert merge_entry(path, Entry("cifar10", "resnet18", "sgd", {"lr": 0.2}), may_replace=False)
+    assert {entry.optimizer for entry in parse(path.read_text())} == {"adam", "sgd"}

@@ -376,6 +376,7 @@ def test_a_resumed_search_starts_from_where_it_was(
     restored = [make_trial(0, TrialState.COMPLETE, 10, value=0.98611)]
     restored += [make_trial(number, TrialState.STOPPED, 2) for number in range(1, 7)] + [running]
     view.search_started(make_info(restored=restored))
+    view.refresh()
     heading = "resnet20-digits/adamsrt   tpe/asha   2 trials at once   cpu   resumed: 7 of 16 trials ended before"
     if terminal:
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written(console))

@@ -121,8 +121,8 @@ def assert_holds_the_whole_search(uri: str) -> None:
     assert all(steps(history) == [1, 2, 3, 4, 5] for history in totals.values())
 
 
-# The writes of the first half: a new parent (1), its values (2), its file (3); trial 0 (4), its values (5), its end (6);
-# trial 1 (7-9); trial 2 (10, 11); trial 3 (12-14). Negative: killed after the call.
+# The writes of the first half: a new parent (1), its values (2), its file (3); trial 0 (4), its values (5), its end
+# (6); trial 1 (7-9); trial 2 (10, 11); trial 3 (12-14). Negative: killed after the call.
 @pytest.mark.parametrize(
     "call", [1, -5, -14, *(pytest.param(n, marks=pytest.mark.slow) for n in (-1, -2, 6, -8, -10, -11, 13))]
 )
