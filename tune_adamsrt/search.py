@@ -10,6 +10,9 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
 
 from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
@@ -42,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_tracking_uri(tracking_uri)
         for plan in plans:
             check_exportable(plan.export)
-        prepare_data(plans)
-        connect(arguments.address)
+        with Console().status("preparing the data"):
+            prepare_data(plans)
+        with Console().status("starting Ray"):
+            connect(arguments.address)
         resources = [trial_resources(plan, arguments) for plan in plans]
     except (ValueError, ConnectionError) as error:
         return refuse(error)
@@ -129,6 +134,7 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
             best, exported = study.best, []
             if best is not None and is_whole:
                 exported = [("best values", export_best(plan, study, best, tracking))]
+                exported += [("at the edge", line) for line in plan.space.edges(best.hyper_parameters)]
             summary = SearchSummary(
                 best=best,
                 candidates=len(study.in_state(TrialState.COMPLETE)),
@@ -193,7 +199,10 @@ def resume_command(study_name: str) -> str:
     typed = [argument for argument in sys.argv[1:] if argument != "--resume"]
     if "--study" not in typed:
         typed += ["--study", study_name]
-    return shlex.join(["python", "-m", "tune_adamsrt.search", *typed])
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", "tune_adamsrt.search", *typed])
 
 
 if __name__ == "__main__":
