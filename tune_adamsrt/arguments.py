@@ -24,6 +24,9 @@ examples:
   python -m tune_adamsrt.search --setting resnet20-cifar10 --limit-train-examples 2000 --epochs 3 --trials 4
 """
 
+DEFAULT_OUTPUT = "runs"
+DEFAULT_EXPORT = "best_hyper_parameters.py"
+
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?", re.IGNORECASE)
 SECONDS_PER = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -55,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"repeatable; one of {', '.join(OPTIMIZERS)}, or all (default: adamsrt)",
     )
     what.add_argument("--list-settings", action="store_true", help="print the settings that come with it, and exit")
+    what.add_argument("--list-studies", action="store_true", help="print the studies in the storage, and exit")
     what.add_argument("--dry-run", action="store_true", help="print what would run, and exit")
 
     budget = parser.add_argument_group("how much (whichever comes first)")
@@ -77,11 +81,18 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--scheduler",
         default="asha",
-        choices=["asha", "fifo"],
-        help="asha stops poor trials early by asynchronous successive halving; fifo trains all in full (default: asha)",
+        choices=["asha", "promotion", "fifo"],
+        help="asha stops poor trials early (asynchronous successive halving); promotion pauses them, and goes on with "
+        "one that turns out to be among the best; fifo trains all in full (default: asha)",
     )
     how.add_argument(
         "--seed", type=natural_int, default=0, metavar="N", help="of the sampler and of all trials (default: 0)"
+    )
+
+    how.add_argument(
+        "--warm-start-from",
+        metavar="STUDY",
+        help="try the best points of an earlier study first; each counts as a trial",
     )
 
     where = parser.add_argument_group("where it runs")
@@ -106,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     files.add_argument(
         "--output",
-        default="runs",
+        default=DEFAULT_OUTPUT,
         metavar="DIR",
         help="studies and checkpoints; a shared folder or a bucket (s3://...) on a cluster (default: runs)",
     )
@@ -135,7 +146,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse; a bad option ends the process with one line and exit code 2."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if not arguments.setting and not arguments.list_settings:
+    if not (arguments.setting or arguments.list_settings or arguments.list_studies):
         parser.error("--setting is needed, for example --setting resnet20-digits (--list-settings shows all)")
     return arguments
 

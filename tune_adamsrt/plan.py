@@ -9,13 +9,12 @@ from typing import Any
 
 from adamsrt.dataloaders import DATASETS
 from adamsrt.optimizers import OPTIMIZERS
+from tune_adamsrt.arguments import DEFAULT_EXPORT, DEFAULT_OUTPUT
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.rungs import choose_rungs
 from tune_adamsrt.samplers import SAMPLERS, check_sampler_suits_scheduler, grid_size
 from tune_adamsrt.settings import Setting, load_setting, override
 from tune_adamsrt.space import SearchSpace, build_search_space
-
-DEFAULT_EXPORT = "best_hyper_parameters.py"
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Plan:
 
     @property
     def local_output(self) -> Path:
-        """Where the driver keeps its own files: the output folder, or `runs` where that is a bucket."""
-        return Path("runs").resolve() if "://" in self.output else Path(self.output)
+        """Where the driver keeps its own files."""
+        return local_folder(self.output)
 
     def place(self, resources: TrialResources) -> dict[str, Any]:
         """Where trials run, as plain values for the workers; it may differ after a restart."""
@@ -58,6 +57,7 @@ class Plan:
             "device": resources.device,
             "cpus_per_trial": resources.cpus,
             "num_workers": int(resources.cpus),  # ImageNet's loader only; the other sets are in memory
+            "checkpoint_epochs": self.rungs if self.scheduler == "promotion" else (),
         }
 
     @property
@@ -96,14 +96,14 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
     check_sampler_suits_scheduler(arguments.sampler, arguments.scheduler)
     settings = [load_setting(name) for name in _without_repeats(arguments.setting)]
     optimizers = _optimizers(arguments.optimizer or ["adamsrt"])
+    if arguments.warm_start_from and arguments.sampler == "grid":
+        raise ValueError("--warm-start-from must go with a sampler that takes first points, got grid; leave one out")
     if arguments.study and len(settings) * len(optimizers) > 1:
         raise ValueError(
             f"--study must name the study of one search, got {len(settings) * len(optimizers)} searches; leave it out"
         )
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    output = arguments.output
-    if "://" not in output:
-        output = str(Path(output).expanduser().resolve())
+    output = arguments.output if "://" in arguments.output else str(local_folder(arguments.output))
     plans = []
     for loaded in settings:
         setting = override(loaded, epochs=arguments.epochs, trials=arguments.trials)
@@ -130,6 +130,11 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
                 )
             )
     return plans
+
+
+def local_folder(output: str) -> Path:
+    """The driver's own folder for an --output: the folder itself, or `runs` where it is a bucket."""
+    return Path(DEFAULT_OUTPUT if "://" in output else output).expanduser().resolve()
 
 
 def _is_reduced(setting: Setting, arguments: argparse.Namespace) -> bool:
@@ -177,7 +182,8 @@ def _describe_rungs(plan: Plan) -> str:
     if not plan.rungs:
         return "none, every trial trains in full"
     epochs = ", ".join(str(epoch) for epoch in plan.rungs)
-    return f"after epoch {epochs} the best 1/{plan.setting.reduction_factor} go on"
+    others = "pause until they are among them" if plan.scheduler == "promotion" else "stop"
+    return f"after epoch {epochs} the best 1/{plan.setting.reduction_factor} go on, the others {others}"
 
 
 def _optimizers(names: list[str]) -> list[str]:

@@ -31,7 +31,7 @@ class Progress:
     def __post_init__(self) -> None:
         restored = self.info.restored
         self.trials = {trial.number: trial for trial in restored} | self.trials
-        self.ended_before = sum(trial.state is not TrialState.RUNNING for trial in restored)
+        self.ended_before = sum(trial.has_ended for trial in restored)
         self.epochs_before = {trial.number: trial.epoch for trial in restored}
 
     def add_report(self, now: float, seconds: float) -> None:
@@ -88,7 +88,7 @@ class Progress:
             return None
         epochs = max(0, self.info.trials - len(self.trials)) * fmean(spent)
         slowest = 0.0
-        for trial in self.in_state(TrialState.RUNNING):
+        for trial in self.in_state(TrialState.RUNNING):  # a paused one may never go on
             further = [epoch for epoch in spent if epoch > trial.epoch]
             to_do = max(0.0, (fmean(further) if further else self.info.epochs) - trial.epoch)
             epochs += to_do

@@ -11,9 +11,14 @@ HyperParameters = dict[str, Any]
 
 
 class TrialState(StrEnum):
-    """How a trial stands. Stopped: by the scheduler or a budget. Failed: diverged, raised, or lost for good."""
+    """How a trial stands.
+
+    Paused: waits at a rung, with a checkpoint, until it is promoted. Stopped: by the scheduler or a budget. Failed:
+    diverged, raised, or lost for good.
+    """
 
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETE = "complete"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -66,6 +71,10 @@ class TrialRecord:
     ended_at: float | None = None
     host: str = ""
     checkpoint: str | None = None  # path or URI of the folder that a running trial can go on from
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state not in (TrialState.RUNNING, TrialState.PAUSED)
 
     @property
     def epoch(self) -> int:

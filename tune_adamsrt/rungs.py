@@ -1,11 +1,12 @@
 """Successive halving as plain arithmetic: at which epochs trials are compared, and who goes on.
 
-A trial is compared with the others at fixed epochs, the rungs, by the value each of them had at that very epoch. The
-best 1/eta of those seen so far go on (the asynchronous stopping form of successive halving: Li et al., "A System for
-Massively Parallel Hyperparameter Tuning", arXiv:1810.05934). No trial waits for another.
+A trial is compared with the others at fixed epochs, the rungs, by the value each of them had at that very epoch, and
+the best 1/eta of those seen so far go on: asynchronous successive halving (Li et al., "A System for Massively Parallel
+Hyperparameter Tuning", arXiv:1810.05934). In its stopping form a trial that is not among them ends; in its promotion
+form it waits, and goes on as soon as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from adamsrt.training import lr_drop_epochs
 
@@ -57,5 +58,29 @@ class Rungs:
         rank = 1 + sum(value > at_rung[trial] for value in at_rung.values())
         if rank <= going_on:
             return None
+        return self._standing(trial, epoch, going_on)
+
+    def is_promoted(self, trial: int, epoch: int) -> bool:
+        """Tell whether a trial is among the best 1/eta of a rung; among fewer than eta, none is. Ties go by number."""
+        at_rung = self.values[epoch]
+        best_first = sorted(at_rung, key=lambda other: (-at_rung[other], other))
+        return trial in best_first[: len(at_rung) // self.reduction_factor]
+
+    def next_promotion(self, paused: Mapping[int, int]) -> int | None:
+        """Choose the paused trial to go on with: the best at the highest rung; None where none is promoted.
+
+        Args:
+            paused: trial -> the rung (epoch) where it waits.
+        """
+        promoted = [trial for trial, epoch in paused.items() if self.is_promoted(trial, epoch)]
+        return max(promoted, key=lambda trial: (paused[trial], self.values[paused[trial]][trial], -trial), default=None)
+
+    def reason_left_behind(self, trial: int, epoch: int) -> str:
+        """Say why a paused trial was never promoted."""
+        return self._standing(trial, epoch, len(self.values[epoch]) // self.reduction_factor)
+
+    def _standing(self, trial: int, epoch: int, going_on: int) -> str:
+        at_rung = self.values[epoch]
+        rank = 1 + sum(value > at_rung[trial] for value in at_rung.values())
         rung = 1 + self.epochs.index(epoch)
         return f"rung {rung} (epoch {epoch}): rank {rank} of {len(at_rung)}, the best {going_on} went on"

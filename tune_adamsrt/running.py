@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from pyarrow.fs import FileSelector, FileSystem
 from ray import tune
 
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.plan import Plan
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.rungs import Rungs
-from tune_adamsrt.scheduler import SuccessiveHalving
+from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.searcher import StudySearcher
-from tune_adamsrt.study import Study
+from tune_adamsrt.study import StorageLostError, Study
 from tune_adamsrt.trainable import TrainingTrainable
 
 MAX_LOST_WORKERS = 5  # a trial whose worker dies more often than this is given up
@@ -41,19 +42,20 @@ def run_trials(
         recorded until then is in the study.
     """
     rungs = Rungs(plan.rungs, reduction_factor=plan.setting.reduction_factor)
-    # A restart must not write into the folders that hold the checkpoints it starts from.
-    run = study.begin_run()
+    if plan.scheduler == "promotion":
+        study.pause_interrupted(plan.rungs)
     tuner = tune.Tuner(
         tune.with_resources(TrainingTrainable, resources.for_tune()),
         param_space={"protocol": plan.protocol, "place": plan.place(resources)},
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(study, budget),
-            scheduler=SuccessiveHalving(study, rungs, budget),
+            search_alg=StudySearcher(study, budget, rungs),
+            scheduler=(Promotion if plan.scheduler == "promotion" else SuccessiveHalving)(study, rungs, budget),
             num_samples=-1,  # the searcher knows when to end
             max_concurrent_trials=max_concurrent,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"trial-{trial.config['trial_number']:05d}",
-            trial_dirname_creator=lambda trial: f"trial-{trial.config['trial_number']:05d}-run-{run}",
+            # A trial that goes on must not write into the folder of the checkpoint it starts from.
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['trial_number']:05d}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name=study.name,
@@ -67,6 +69,8 @@ def run_trials(
     with stopped_by_signals(note) as received:
         try:
             tuner.fit()
+        except StorageLostError as error:
+            return f"broken off, since the study storage does not take the results: {error}"
         except Exception as error:
             if received:
                 return "interrupted"
@@ -76,7 +80,13 @@ def run_trials(
                 log.write_text(traceback.format_exc())
             reason = str(error).strip().splitlines()
             return f"broken off by {type(error).__name__}: {reason[-1] if reason else ''} (details in {log})"
-    return "interrupted" if received else None
+    if received:
+        return "interrupted"
+    # The study and MLflow hold what is worth keeping; Tune's folder is a cache and checkpoints of ended trials.
+    with contextlib.suppress(OSError):
+        filesystem, folder = FileSystem.from_uri(plan.output)
+        filesystem.delete_dir(f"{folder}/{study.name}")
+    return None
 
 
 class Checkpoints(tune.Callback):
@@ -94,9 +104,16 @@ class Checkpoints(tune.Callback):
         self._study.note_checkpoint(trial.config["trial_number"], self._scheme + checkpoint.path)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["trial_number"]
+        if not self._study.trials[number].has_ended:
+            return  # paused
         # Tune ends the whole search where a callback raises; a folder left behind is no reason to.
         with contextlib.suppress(Exception):
-            trial.storage.storage_filesystem.delete_dir(trial.storage.trial_fs_path)
+            storage = trial.storage
+            selector = FileSelector(storage.experiment_fs_path)
+            for folder in storage.storage_filesystem.get_file_info(selector):
+                if folder.base_name.startswith(f"trial-{number:05d}-"):
+                    storage.storage_filesystem.delete_dir(folder.path)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks; ours are made anew at a restart

@@ -22,7 +22,8 @@ class SuccessiveHalving(FIFOScheduler):
         self._budget = budget
         for record in study.trials.values():  # after a restart
             for report in record.epochs:
-                rungs.record(record.number, report.epoch, report.value)
+                if report.is_finite:
+                    rungs.record(record.number, report.epoch, report.value)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number, epoch = result["trial_number"], result["epoch"]
@@ -30,8 +31,14 @@ class SuccessiveHalving(FIFOScheduler):
         # An epoch that is trained again after a loss was judged when it was new.
         is_judged = epoch < self._study.trials[number].epoch
         reason = self._budget.reason_to_stop(unreported_epochs=1)
-        if reason is None and not is_judged:
-            reason = self._rungs.reason_to_stop(number, epoch)
+        if reason is not None:
+            self._study.stop_reasons[number] = reason
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE if is_judged else self._judge(number, epoch))
+
+    def _judge(self, number: int, epoch: int) -> str:
+        """Decide what becomes of a trial at a new epoch."""
+        reason = self._rungs.reason_to_stop(number, epoch)
         if reason is None:
             return str(TrialScheduler.CONTINUE)
         self._study.stop_reasons[number] = reason
@@ -48,3 +55,18 @@ class SuccessiveHalving(FIFOScheduler):
 
     def debug_string(self) -> str:
         return f"successive halving at epochs {self._rungs.epochs}"
+
+
+class Promotion(SuccessiveHalving):
+    """Pauses a trial at a rung, with a checkpoint, until it is among the best there.
+
+    For Tune a paused trial has ended: its worker is free for another, and a paused trial takes no place among the
+    concurrent ones. The searcher hands it out again once it is promoted, as a new trial of Tune's that goes on from the
+    checkpoint (Tune's own PAUSE has no such rule: ray issues 32634 and 44256).
+    """
+
+    def _judge(self, number: int, epoch: int) -> str:
+        if epoch not in self._rungs.values or self._rungs.is_promoted(number, epoch):
+            return str(TrialScheduler.CONTINUE)
+        self._study.pause(number, epoch)
+        return str(TrialScheduler.STOP)

@@ -17,18 +17,20 @@ from rich.console import Console
 from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
-from tune_adamsrt.plan import Plan, make_plans, prepare_data, render_plan
+from tune_adamsrt.plan import Plan, local_folder, make_plans, prepare_data, render_plan
 from tune_adamsrt.provenance import export_comments, provenance_tags
 from tune_adamsrt.records import SearchInfo, SearchSummary, TrialRecord, TrialState
 from tune_adamsrt.resources import TrialResources, choose_trial_resources, connect, count_slots, describe_cluster
 from tune_adamsrt.running import run_trials
 from tune_adamsrt.searcher import hopeless_reason
 from tune_adamsrt.settings import known_settings, load_setting
-from tune_adamsrt.study import Study, StudyError, locked, newest_study_name, open_storage
+from tune_adamsrt.studies import describe_studies, newest_study_name, top_points
+from tune_adamsrt.study import Study, StudyError, locked, open_storage
 from tune_adamsrt.terminal import TerminalView
 from tune_adamsrt.tracking import Tracking
-from tune_adamsrt.tracking_uri import check_tracking_uri, resolve_tracking_uri, ui_command
+from tune_adamsrt.tracking_uri import check_tracking_uri, mask_secrets, resolve_tracking_uri, ui_command
 
+WARM_START_POINTS = 5
 DONE, SEARCH_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.list_settings:
             return list_settings()
+        if arguments.list_studies:
+            return list_studies(arguments)
         plans = make_plans(arguments)
         if arguments.dry_run:
             return dry_run(plans, arguments)
@@ -79,6 +83,17 @@ def list_settings() -> int:
     return DONE
 
 
+def list_studies(arguments: argparse.Namespace) -> int:
+    for line in describe_studies(open_storage(storage_location(arguments), must_exist=True)):
+        print(line)
+    return DONE
+
+
+def storage_location(arguments: argparse.Namespace) -> str:
+    """The Journal file or database that holds the studies."""
+    return str(arguments.study_storage or local_folder(arguments.output) / "optuna.journal")
+
+
 def dry_run(plans: Sequence[Plan], arguments: argparse.Namespace) -> int:
     for plan in plans:
         print(render_plan(plan, cpus_per_trial=arguments.cpus_per_trial, gpus_per_trial=arguments.gpus_per_trial))
@@ -98,8 +113,13 @@ def trial_resources(plan: Plan, arguments: argparse.Namespace) -> TrialResources
 
 def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namespace, tracking_uri: str) -> int:
     """Search one optimizer on one setting, export the best, and tell the user. Returns the exit code."""
-    storage_location = arguments.study_storage or str(plan.local_output / "optuna.journal")
-    storage = open_storage(storage_location)
+    storage = open_storage(storage_location(arguments))
+    first_points = [(point, "published best") for point in plan.space.first_points()]
+    if arguments.warm_start_from:
+        earlier = top_points(storage, arguments.warm_start_from, WARM_START_POINTS)
+        first_points = [
+            (point, f"from {arguments.warm_start_from}") for point in earlier if plan.space.contains(point)
+        ] + first_points
     study_name = plan.study_name
     if arguments.resume and not arguments.study:
         study_name = newest_study_name(storage, prefix=f"{plan.setting.name}-{plan.optimizer}-")
@@ -114,6 +134,7 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
                 sampler=plan.sampler,
                 seed=plan.seed,
                 protocol=plan.protocol,
+                first_points=first_points,
                 observers=(view, tracking),
             )
             budget = Budget(
@@ -146,7 +167,10 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
             for observer in (view, tracking):
                 observer.search_ended(summary)
             tracking.close()
-            where = [("study", f"{study_name} in {storage_location}"), ("MLflow", ui_command(tracking_uri))]
+            where = [
+                ("study", f"{study_name} in {mask_secrets(storage_location(arguments))}"),
+                ("MLflow", ui_command(tracking_uri)),
+            ]
             if not is_whole:
                 where.append(("to go on", resume_command(study_name)))
             view.show_where([*exported, *where])

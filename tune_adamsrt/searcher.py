@@ -9,7 +9,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from tune_adamsrt.budget import Budget
-from tune_adamsrt.records import TrialState
+from tune_adamsrt.records import TrialRecord, TrialState
+from tune_adamsrt.rungs import Rungs
 from tune_adamsrt.study import Study
 from tune_adamsrt.trainable import epoch_report, failure_of
 
@@ -26,23 +27,33 @@ def hopeless_reason(study: Study, trials: int) -> str | None:
 
 
 class StudySearcher(Searcher):
-    """Asks the study for configurations and tells it how they went."""
+    """Asks the study for configurations and tells it how they went.
 
-    def __init__(self, study: Study, budget: Budget) -> None:
+    Args:
+        rungs: decide which paused trial goes on; without paused trials they are not asked.
+    """
+
+    def __init__(self, study: Study, budget: Budget, rungs: Rungs) -> None:
         super().__init__(metric="value", mode="max")
         self._study = study
         self._budget = budget
+        self._rungs = rungs
         self._numbers: dict[str, int] = {}
+        self._active: set[str] = set()
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # the study knows its space; `config` holds what all trials share
 
     def suggest(self, trial_id: str) -> Any:
-        """Give the next trial's own part of the configuration, or Searcher.FINISHED."""
-        if self._budget.reason_not_to_start() or hopeless_reason(self._study, self._budget.trials):
+        """Give the next trial's own part of the configuration, None for later, or Searcher.FINISHED."""
+        record = self._next_record()
+        if record is None:
+            if self._study.paused and self._active:
+                return None  # what runs now may yet promote one of those that wait
+            self._leave_behind()
             return Searcher.FINISHED
-        record = self._study.ask()
         self._numbers[trial_id] = record.number
+        self._active.add(trial_id)
         return {
             "trial_number": record.number,
             "hyper_parameters": record.hyper_parameters,
@@ -50,12 +61,28 @@ class StudySearcher(Searcher):
             "checkpoint": record.checkpoint,
         }
 
+    def _next_record(self) -> TrialRecord | None:
+        if self._budget.reason_to_stop() is None:
+            promoted = self._rungs.next_promotion(self._study.paused)
+            if promoted is not None:
+                return self._study.promote(promoted)
+        if self._budget.reason_not_to_start() or hopeless_reason(self._study, self._budget.trials):
+            return None
+        return self._study.ask()
+
+    def _leave_behind(self) -> None:
+        """End the trials that wait at a rung when nothing can promote them any more."""
+        for number, epoch in sorted(self._study.paused.items()):
+            reason = self._budget.reason_to_stop() or self._rungs.reason_left_behind(number, epoch)
+            self._study.tell_stopped(number, reason)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._report(self._numbers[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record the last epoch, which Tune keeps from on_trial_result, then the end."""
         number = self._numbers[trial_id]
+        self._active.discard(trial_id)
         stop_reason = self._study.stop_reasons.pop(number, None)
         if error or result is None:
             self._study.tell_failed(number, stop_reason or "given up by Ray Tune")
@@ -65,7 +92,7 @@ class StudySearcher(Searcher):
             self._study.tell_failed(number, failure)
         elif self._study.trials[number].epoch == self._study.epochs:
             self._study.tell_complete(number)
-        else:
+        elif number not in self._study.paused:
             self._study.tell_stopped(number, stop_reason or "stopped by Ray Tune")
 
     def _report(self, number: int, result: dict[str, Any]) -> None:

@@ -84,13 +84,17 @@ class SearchSpace:
         """
         points: list[HyperParameters] = []
         for point in self.candidates if not self.is_grid else ():
-            try:
-                self.encode(point)
-            except ValueError:
-                continue
-            if point not in points:
+            if self.contains(point) and point not in points:
                 points.append(dict(point))
         return points
+
+    def contains(self, hyper_parameters: HyperParameters) -> bool:
+        """Tell whether a point lies inside the space."""
+        try:
+            self.encode(hyper_parameters)
+        except ValueError:
+            return False
+        return True
 
     def edges(self, hyper_parameters: HyperParameters) -> list[str]:
         """Say which values of a point lie within 2 % of the (log) width of a range's edge, and what to try."""

@@ -6,27 +6,34 @@ can show a search, and a restart can go on with it.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
+from sqlalchemy.exc import SQLAlchemyError
 
-from tune_adamsrt.records import EpochReport, Observer, TrialRecord, TrialState
+from tune_adamsrt.records import EpochReport, HyperParameters, Observer, TrialRecord, TrialState
 from tune_adamsrt.samplers import build_sampler
 from tune_adamsrt.space import SearchSpace
+from tune_adamsrt.tracking_uri import mask_secrets
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _STATES = {
     OptunaState.RUNNING: TrialState.RUNNING,
@@ -43,22 +50,54 @@ class StudyError(ValueError):
     """A study that cannot be used as asked: unknown, made for another search, or unreadable."""
 
 
-def open_storage(location: str) -> BaseStorage:
-    """Open a study storage: a Journal file (a path) or a database (`sqlite:///...`, `postgresql://...`)."""
-    if "://" in location:
-        return optuna.storages.RDBStorage(location)
-    path = Path(location)
+class StorageLostError(BaseException):
+    """The storage of a running study does not take what it is told: a full disk, a database that has gone.
+
+    Not an Exception, since Tune catches those of searchers, and would go on with a search that nobody records.
+    """
+
+
+def _recorded(method: Callable[P, R]) -> Callable[P, R]:
+    """Let a method end the search where the storage is lost."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except (OSError, SQLAlchemyError, StorageInternalError) as error:
+            raise StorageLostError(" ".join(str(error).split())) from error
+
+    return call
+
+
+def open_storage(location: str, *, must_exist: bool = False) -> BaseStorage:
+    """Open a study storage: a Journal file (a path) or a database (`sqlite:///...`, `postgresql://...`).
+
+    Raises:
+        StudyError: it is damaged, cannot be written or reached, or (must_exist) is not there. It stays as it is.
+    """
     try:
+        if "://" in location:
+            return optuna.storages.RDBStorage(location)
+        path = Path(location).expanduser()
+        if must_exist and not path.exists():
+            raise StudyError(f"the study storage must exist, got {path}; name it with --output or --study-storage")
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+    except (ValueError, KeyError, AssertionError) as error:  # from reading the journal
+        if isinstance(error, StudyError):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise StudyError(
-            f"the study storage must be an Optuna journal, got {path}, damaged ({error}); move it away or restore it"
+            f"the study storage must be whole, got {location}, which is damaged ({reason}); move it away or restore it"
         ) from error
     except OSError as error:
         raise StudyError(
-            f"the study storage must be writable, got {path}: {error.strerror}; choose another --output"
+            f"the study storage must be writable, got {location} ({error.strerror}); choose another --output"
         ) from error
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(f"the study storage must answer, got {mask_secrets(location)} ({reason})") from error
 
 
 @contextlib.contextmanager
@@ -66,7 +105,7 @@ def locked(study_name: str, folder: Path) -> Iterator[None]:
     """Keep a second driver on this machine from the same study. Raises StudyError where another has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{study_name}.lock", timeout=0)
+        lock = FileLock(folder / f".{study_name}.lock", timeout=0)
         lock.acquire()
     except Timeout:
         raise StudyError(
@@ -80,14 +119,6 @@ def locked(study_name: str, folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def newest_study_name(storage: BaseStorage, *, prefix: str) -> str:
-    """Find the study to resume: the newest whose name starts so. Raises StudyError where there is none."""
-    names = sorted(study.study_name for study in storage.get_all_studies() if study.study_name.startswith(prefix))
-    if not names:
-        raise StudyError(f"--resume needs an earlier study {prefix}*, got none in this storage; leave --resume out")
-    return names[-1]
 
 
 def trial_seed(search_seed: int, number: int) -> int:
@@ -106,8 +137,10 @@ class Study:
         sampler: see `samplers.SAMPLERS`.
         seed: the search's seed; sampler and trials derive theirs from it.
         protocol: what every trial has in common (data, epochs, batch size, ...). Kept with the study.
+        first_points: hyper-parameters and where they come from, tried before the sampler's own; each counts as a trial.
     Raises:
         StudyError: the study was made for another space, protocol, sampler or seed.
+        StorageLostError: the storage does not take what it is told, at any time.
     """
 
     def __init__(
@@ -119,12 +152,14 @@ class Study:
         sampler: str,
         seed: int,
         protocol: Mapping[str, Any],
+        first_points: Sequence[tuple[HyperParameters, str]] = (),
         observers: Sequence[Observer] = (),
     ) -> None:
         self.name = name
         self.epochs: int = protocol["epochs"]
         self.trials: dict[int, TrialRecord] = {}
         self.interrupted: deque[TrialRecord] = deque()
+        self.paused: dict[int, int] = {}  # trial -> the rung (epoch) where it waits to be promoted
         self.epochs_spent = 0  # by all trials, stopped and failed ones and epochs trained twice included
         self.stop_reasons: dict[int, str] = {}  # why the scheduler ends a trial; read when its end is told
         self._space = space
@@ -141,7 +176,11 @@ class Study:
         for trial in found:
             if trial.state in _STATES:
                 self._take_over(trial)
-        self._enqueue_first_points()
+        if not self._optuna.user_attrs.get("has_first_points"):
+            for point, origin in first_points:
+                params = self._space.encode(point)
+                self._optuna.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
+            self._optuna.set_user_attr("has_first_points", True)
 
     def _describe(self, description: dict[str, Any]) -> None:
         """Keep what the study is for, or refuse where it was made for something else."""
@@ -153,12 +192,6 @@ class Study:
         elif attributes["description"] != text:
             difference = ", ".join(_differences(json.loads(attributes["description"]), json.loads(text)))
             raise StudyError(f"study {self.name!r} was made for another search ({difference}); choose another --study")
-
-    def begin_run(self) -> int:
-        """Count the drivers that have run this study, this one included."""
-        runs = int(self._optuna.user_attrs.get("runs", 0)) + 1
-        self._optuna.set_user_attr("runs", runs)
-        return runs
 
     @property
     def key(self) -> str:
@@ -187,18 +220,9 @@ class Study:
         elif record.hyper_parameters:
             self.trials[record.number] = record
 
-    def _enqueue_first_points(self) -> None:
-        """Try the published values before the sampler's own; each counts as a trial."""
-        if self._optuna.user_attrs.get("has_first_points"):
-            return
-        for point in self._space.first_points():
-            self._optuna.enqueue_trial(
-                self._space.encode(point), user_attrs={"origin": "published best"}, skip_if_exists=True
-            )
-        self._optuna.set_user_attr("has_first_points", True)
-
     # --- asked and told by the searcher -------------------------------------------------------------------------
 
+    @_recorded
     def ask(self) -> TrialRecord:
         """Start a new trial, or go on with one that an earlier driver left running."""
         if self.interrupted:
@@ -218,10 +242,29 @@ class Study:
             observer.trial_started(record)
         return record
 
+    def pause(self, number: int, epoch: int) -> None:
+        """Let a trial wait at a rung."""
+        self.trials[number].state = TrialState.PAUSED
+        self.paused[number] = epoch
+
+    def promote(self, number: int) -> TrialRecord:
+        """Go on with a paused trial."""
+        del self.paused[number]
+        record = self.trials[number]
+        record.state = TrialState.RUNNING
+        return record
+
+    def pause_interrupted(self, rungs: Collection[int]) -> None:
+        """Of the trials that an earlier driver left, let those that stood at a rung wait there again."""
+        for record in [record for record in self.interrupted if record.epoch in rungs]:
+            self.interrupted.remove(record)
+            self.pause(record.number, record.epoch)
+
+    @_recorded
     def report(self, number: int, report: EpochReport, host: str = "") -> None:
         """Record one epoch. An epoch known already was trained again after a lost worker: it is only counted."""
         record = self.trials[number]
-        if record.state is not TrialState.RUNNING:
+        if record.has_ended:
             return
         record.host = host or record.host
         self.epochs_spent += 1
@@ -236,10 +279,11 @@ class Study:
         for observer in self._observers:
             observer.epoch_reported(record, report)
 
+    @_recorded
     def note_checkpoint(self, number: int, uri: str) -> None:
         """Remember where a running trial can go on from."""
         record = self.trials[number]
-        if record.state is TrialState.RUNNING:
+        if not record.has_ended:
             record.checkpoint = uri
             self._note(record, "checkpoint", uri)
 
@@ -257,9 +301,11 @@ class Study:
         """End a trial that diverged, raised, or whose workers were lost too often."""
         self._tell(self.trials[number], TrialState.FAILED, reason=reason)
 
+    @_recorded
     def _tell(self, record: TrialRecord, state: TrialState, *, reason: str = "") -> None:
-        if record.state is not TrialState.RUNNING:
+        if record.has_ended:
             return
+        self.paused.pop(record.number, None)
         record.state, record.reason, record.ended_at = state, reason, time.time()
         self._note(record, "end", {name: getattr(record, name) for name in _KEPT_AT_END})
         del self._ids[record.number]
@@ -288,6 +334,12 @@ def best_of(candidates: Sequence[TrialRecord]) -> TrialRecord | None:
     return max(
         candidates, key=lambda record: (record.value, -record.epochs[-1].valid_loss, -record.number), default=None
     )
+
+
+def load_records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
+    """Rebuild the records of all trials that were asked for in full."""
+    records = [load_record(trial) for trial in trials if trial.state in _STATES]
+    return [record for record in records if record.hyper_parameters]
 
 
 def load_record(trial: FrozenTrial) -> TrialRecord:

@@ -34,6 +34,7 @@ _LABEL_WIDTH = 8
 _STATE_STYLES = {
     TrialState.COMPLETE: "green",
     TrialState.RUNNING: "cyan",
+    TrialState.PAUSED: "blue",
     TrialState.STOPPED: "yellow",
     TrialState.FAILED: "red",
 }
@@ -76,6 +77,7 @@ def render_best(progress: Progress, *, with_configuration: bool = True) -> str:
 def render_counts(progress: Progress, *, gap: int = 3) -> Text:
     """ "3 complete   2 running   5 stopped   0 failed"."""
     counts = [(state, len(progress.in_state(state))) for state in _STATE_STYLES]
+    counts = [(state, count) for state, count in counts if count or state is not TrialState.PAUSED]
     parts = [Text(f"{count} {state}", style=_STATE_STYLES[state] if count else "dim") for state, count in counts]
     return Text(" " * gap).join(parts)
 
@@ -187,7 +189,9 @@ def render_summary(info: SearchInfo, summary: SearchSummary) -> list[tuple[str, 
     """What a search came to, as pairs of label and value; the first pair is its name and how it ended."""
     counts = {state: sum(trial.state is state for trial in summary.trials) for state in _STATE_STYLES}
     states = ", ".join(
-        f"{count} {state}" for state, count in counts.items() if count or state is not TrialState.RUNNING
+        f"{count} {state}"
+        for state, count in counts.items()
+        if count or state not in (TrialState.RUNNING, TrialState.PAUSED)
     )
     rows = [
         (info.name, f"{one_line(summary.ended_by)}, after {format_duration(summary.seconds)}"),

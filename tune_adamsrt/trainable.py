@@ -24,7 +24,7 @@ class TrainingTrainable(tune.Trainable):
     """Trains one configuration. The configuration:
 
     protocol: what all trials share (see `Plan.protocol`).
-    place: data_root, device, cpus_per_trial; they may differ after a restart.
+    place: data_root, device, cpus_per_trial, num_workers, checkpoint_epochs; they may differ after a restart.
     trial_number, hyper_parameters, seed: the trial's own.
     checkpoint: path or URI of a folder to go on from after the driver was lost; None otherwise.
 
@@ -47,6 +47,7 @@ class TrainingTrainable(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._number: int = config["trial_number"]
         self._selection: str = config["protocol"]["selection"]
+        self._checkpoint_epochs = frozenset(config["place"]["checkpoint_epochs"])
         self._training: Training | None = None
         self._failure: str | None = None
         self._checkpoint_cost_s = self.FIRST_CHECKPOINT_AFTER_S / self.TRAINING_PER_CHECKPOINT
@@ -74,7 +75,7 @@ class TrainingTrainable(tune.Trainable):
         if not report.is_finite:
             return values | {"failure": _divergence(report), DONE: True}
         done = result.epoch == self._training.spec.epochs
-        return values | {DONE: done, SHOULD_CHECKPOINT: not done and self._is_checkpoint_due()}
+        return values | {DONE: done, SHOULD_CHECKPOINT: not done and self._is_checkpoint_due(result.epoch)}
 
     def _report(self, result: EpochResult) -> EpochReport:
         assert self._training is not None
@@ -88,7 +89,9 @@ class TrainingTrainable(tune.Trainable):
         # The keys that Tune, the scheduler and the searcher look for, without an epoch's values.
         return {"trial_number": self._number, "epoch": 0, "value": float("nan"), "failure": reason, DONE: True}
 
-    def _is_checkpoint_due(self) -> bool:
+    def _is_checkpoint_due(self, epoch: int) -> bool:
+        if epoch in self._checkpoint_epochs:
+            return True
         return time.monotonic() - self._checkpointed_at >= self.TRAINING_PER_CHECKPOINT * self._checkpoint_cost_s
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -153,7 +153,7 @@ def test_a_killed_driver_is_resumed(tmp_path):
     journal = tmp_path / "runs" / "optuna.journal"
     wait_for(journal, '"end"', process)  # the first trial has ended, others run
     process.kill()
-    process.wait()
+    process.communicate()
     before = journal.read_text()
 
     resumed = search(tmp_path, *options, "--resume")
@@ -174,7 +174,27 @@ def test_a_killed_driver_is_resumed(tmp_path):
     for run in runs:
         if "mlflow.parentRunId" in run.data.tags:
             history = client.get_metric_history(run.info.run_id, "valid_accuracy")
-            assert [point.step for point in history] == [1, 2, 3, 4]
+            assert sorted(point.step for point in history) == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_storage_lost_while_running_ends_the_search_and_can_be_resumed(tmp_path):
+    options = ["--setting", "resnet20-digits", "--trials", "2", "--epochs", "4", "--scheduler", "fifo"]
+    process = start_search(tmp_path, *options)
+    journal = tmp_path / "runs" / "optuna.journal"
+    wait_for(journal, "epoch:1", process)
+    journal.rename(tmp_path / "kept")
+    journal.mkdir()  # nobody may write a file there now, not even root
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "Traceback" not in output
+    assert "the study storage does not take the results" in output
+    assert "to go on" in output
+    journal.rmdir()
+    (tmp_path / "kept").rename(journal)
+    resumed = search(tmp_path, *options, "--resume")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "2 of 2: 2 complete" in resumed.stdout
 
 
 def refused(capsys, *options):
@@ -241,7 +261,7 @@ def test_dry_run_says_what_would_run(capsys):
     assert main(["--setting", "resnet18-cifar100", "--trials", "10", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "4050 epochs in total (10 trials x 405 epochs)" in printed
-    assert "after epoch 15, 45, 135 the best 1/3 go on" in printed
+    assert "after epoch 15, 45, 135 the best 1/3 go on, the others stop" in printed
     assert "log-uniform in [0.0001, 0.03]" in printed
 
 

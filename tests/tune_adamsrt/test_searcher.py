@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.rungs import Rungs
-from tune_adamsrt.scheduler import SuccessiveHalving
+from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.searcher import StudySearcher, hopeless_reason
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
@@ -70,12 +70,22 @@ def study(tmp_path):
     )
 
 
-def tune(study, *, trials=10, rungs=(1,), **limits):
-    budget = Budget(study, trials=trials, **limits)
-    return Tune(
-        StudySearcher(study, budget),
-        SuccessiveHalving(study, Rungs(rungs, reduction_factor=2), budget),
+def reopened(study):
+    """The same study as another driver finds it."""
+    return Study(
+        "s",
+        storage=study._storage,
+        space=build_search_space(load_setting("resnet20-digits"), "adamsrt"),
+        sampler="random",
+        seed=0,
+        protocol={"epochs": EPOCHS},
     )
+
+
+def tune(study, *, trials=10, rungs=(1,), scheduler=SuccessiveHalving, **limits):
+    budget = Budget(study, trials=trials, **limits)
+    at_rungs = Rungs(rungs, reduction_factor=2)
+    return Tune(StudySearcher(study, budget, at_rungs), scheduler(study, at_rungs, budget))
 
 
 def test_a_stopped_trial_keeps_the_epoch_that_stopped_it(study):
@@ -178,3 +188,75 @@ def test_rungs_are_as_before_after_a_restart(study):
     again = tune(study)
     again.start("b")
     assert again.result("b", result(1, 1, 0.5)) == TrialScheduler.STOP
+
+
+class TestPromotion:
+    def test_a_trial_waits_until_it_is_among_the_best_and_goes_on_from_its_checkpoint(self, study):
+        controller = tune(study, trials=3, scheduler=Promotion)
+        controller.start("a")
+        assert controller.result("a", result(0, 1, 0.5)) == TrialScheduler.STOP
+        study.note_checkpoint(0, "/checkpoints/0")
+        assert study.trials[0].state is TrialState.PAUSED
+        controller.start("b")
+        assert controller.result("b", result(1, 1, 0.4)) == TrialScheduler.STOP  # one of two goes on: the other
+        promoted = controller.start("a again")
+        assert (promoted["trial_number"], promoted["checkpoint"]) == (0, "/checkpoints/0")
+        assert study.trials[0].state is TrialState.RUNNING
+        for epoch in (2, 3):
+            controller.result("a again", result(0, epoch, 0.5))
+        assert study.trials[0].state is TrialState.COMPLETE
+        assert study.epochs_spent == 4, "no epoch was trained twice"
+
+    def test_a_trial_among_the_best_on_arrival_does_not_wait(self, study):
+        controller = tune(study, scheduler=Promotion)
+        for number, (trial_id, value) in enumerate([("a", 0.4), ("b", 0.5)]):
+            controller.start(trial_id)
+            decision = controller.result(trial_id, result(number, 1, value))
+        assert decision == TrialScheduler.CONTINUE
+
+    def test_those_never_promoted_end_as_stopped(self, study):
+        controller = tune(study, trials=3, scheduler=Promotion)
+        for number, (trial_id, value) in enumerate([("a", 0.4), ("b", 0.5), ("c", 0.3)]):
+            controller.start(trial_id)
+            controller.result(trial_id, result(number, 1, value))
+        assert controller.start("x") is None, "b still runs"
+        for epoch in (2, 3):
+            controller.result("b", result(1, epoch, 0.5))
+        assert controller.start("x") == Searcher.FINISHED
+        assert [study.trials[n].state for n in range(3)] == [
+            TrialState.STOPPED,
+            TrialState.COMPLETE,
+            TrialState.STOPPED,
+        ]
+        assert study.trials[0].reason == "rung 1 (epoch 1): rank 2 of 3, the best 1 went on"
+
+    def test_a_restart_lets_them_wait_on(self, study):
+        controller = tune(study, trials=3, scheduler=Promotion)
+        for number, (trial_id, value) in enumerate([("a", 0.4), ("b", 0.5)]):
+            controller.start(trial_id)
+            controller.result(trial_id, result(number, 1, value))
+        again = reopened(study)
+        assert [record.number for record in again.interrupted] == [0, 1]
+        again.pause_interrupted((1,))
+        controller = tune(again, trials=3, scheduler=Promotion)
+        assert controller.start("b again")["trial_number"] == 1, "the best of two was promoted before"
+        assert controller.start("c")["trial_number"] == 2
+        assert again.trials[0].state is TrialState.PAUSED
+
+    def test_a_spent_budget_ends_those_that_wait(self, study):
+        controller = tune(study, scheduler=Promotion, max_total_epochs=1)
+        controller.start("a")
+        controller.result("a", result(0, 1, 0.4))
+        assert controller.start("b") == Searcher.FINISHED
+        assert (study.trials[0].state, study.trials[0].reason) == (TrialState.STOPPED, "epoch budget")
+
+
+def test_the_highest_rung_is_promoted_first():
+    rungs = Rungs([1, 3], reduction_factor=2)
+    for trial, (first, second) in enumerate([(0.9, 0.9), (0.8, 0.8), (0.7, None), (0.95, None), (0.1, None)]):
+        rungs.record(trial, 1, first)
+        if second is not None:
+            rungs.record(trial, 3, second)
+    assert rungs.next_promotion({0: 3, 1: 3, 3: 1, 2: 1}) == 0
+    assert rungs.next_promotion({1: 3, 3: 1, 2: 1}) == 3
+    assert rungs.next_promotion({1: 3, 2: 1}) is None

@@ -48,6 +48,7 @@ def storage(tmp_path):
 
 
 def open_study(storage, *, name="s", optimizer="adamsrt", sampler="tpe", seed=0, protocol=PROTOCOL, observers=()):
+    """A study that begins with the five published points of AdamSRT."""
     space = build_search_space(load_setting("resnet20-digits"), optimizer)
     return Study(
         name,
@@ -56,6 +57,7 @@ def open_study(storage, *, name="s", optimizer="adamsrt", sampler="tpe", seed=0,
         sampler=sampler,
         seed=seed,
         protocol=protocol,
+        first_points=[(point, "published best") for point in space.first_points()],
         observers=observers,
     )
 

@@ -50,7 +50,13 @@ def configuration(optimizer="adamsrt", *, setting="resnet20-digits", data_root="
             "selection": "best",
         }
         | protocol,
-        "place": {"data_root": str(data_root), "device": "cpu", "cpus_per_trial": 1, "num_workers": 0},
+        "place": {
+            "data_root": str(data_root),
+            "device": "cpu",
+            "cpus_per_trial": 1,
+            "num_workers": 0,
+            "checkpoint_epochs": (),
+        },
         "trial_number": number,
         "hyper_parameters": point,
         "seed": 7,
