@@ -1,13 +1,14 @@
 # make search   set up .venv and tune AdamSRT on the digits
 # make test     set up .venv and run all tests
 # make check    what CI runs: format, lint, types, tests
+# make bench    is it a better search? regret against epochs spent (minutes)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := adamsrt tune_adamsrt tests training_example.py best_hyper_parameters.py
+CODE := adamsrt tune_adamsrt tests benchmarks training_example.py best_hyper_parameters.py
 
-.PHONY: search test check format setup clean
+.PHONY: search test check format setup clean bench
 
 search: setup
 	$(BIN)/python -m tune_adamsrt.search --setting resnet20-digits
@@ -20,6 +21,9 @@ check: setup
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks.search_efficiency
 
 format: setup
 	$(BIN)/ruff format $(CODE)

@@ -6,6 +6,7 @@ Hyperparameter Tuning", arXiv:1810.05934). In its stopping form a trial that is 
 form it waits, and goes on as soon as it is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from adamsrt.training import lr_drop_epochs
@@ -54,7 +55,8 @@ class Rungs:
         at_rung = self.values.get(epoch)
         if at_rung is None or trial not in at_rung:
             return None
-        going_on = max(1, len(at_rung) // self.reduction_factor)
+        # Rounded up: rounded down, one alone of up to 2 eta - 1 trials would go on, on the word of a noisy early epoch.
+        going_on = math.ceil(len(at_rung) / self.reduction_factor)
         rank = 1 + sum(value > at_rung[trial] for value in at_rung.values())
         if rank <= going_on:
             return None

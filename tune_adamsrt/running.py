@@ -61,7 +61,7 @@ def run_trials(
             name=study.name,
             storage_path=plan.output,
             failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
             callbacks=[Checkpoints(study, plan.output)],
             verbose=0,
         ),

@@ -20,8 +20,9 @@ GIVE_UP_AFTER = 5
 def hopeless_reason(study: Study, trials: int) -> str | None:
     """Say so where all of the first trials failed, with the first one's reason: no configuration will mend that."""
     failed = study.in_state(TrialState.FAILED)
-    ended_otherwise = study.in_state(TrialState.COMPLETE) or study.in_state(TrialState.STOPPED)
-    if len(failed) < min(GIVE_UP_AFTER, trials) or ended_otherwise:
+    if len(failed) < min(GIVE_UP_AFTER, trials):
+        return None
+    if any(report.is_finite for record in study.trials.values() for report in record.epochs):
         return None
     return f"all of the first {len(failed)} trials failed; trial {failed[0].number}: {failed[0].reason}"
 

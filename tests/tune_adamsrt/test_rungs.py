@@ -48,6 +48,14 @@ def test_the_best_third_goes_on():
     assert went_on == set(sorted(range(99), key=lambda trial: -values[trial])[:33])
 
 
+@pytest.mark.parametrize(("seen", "going_on"), [(1, 1), (3, 1), (4, 2), (6, 2), (7, 3)])
+def test_the_best_third_is_rounded_up(seen, going_on):
+    rungs = Rungs([1], reduction_factor=3)
+    for trial in range(seen):
+        rungs.record(trial, 1, value=-trial)
+    assert [rungs.reason_to_stop(trial, 1) is None for trial in range(seen)].count(True) == going_on
+
+
 def test_the_first_trial_and_equal_values_go_on():
     rungs = Rungs([1], reduction_factor=4)
     for trial in range(3):

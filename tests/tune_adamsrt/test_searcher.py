@@ -5,6 +5,7 @@ import math
 import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
+from tune_controller import Tune
 
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.records import TrialState
@@ -16,28 +17,6 @@ from tune_adamsrt.space import build_search_space
 from tune_adamsrt.study import Study, open_storage
 
 EPOCHS = 3
-
-
-class Tune:
-    """The calls that Tune's controller makes for each result, in its order (execution/tune_controller.py)."""
-
-    def __init__(self, searcher, scheduler):
-        self.searcher, self.scheduler = searcher, scheduler
-
-    def start(self, trial_id):
-        return self.searcher.suggest(trial_id)
-
-    def result(self, trial_id, result):
-        """Give the scheduler's decision, or STOP where the trainable is done."""
-        if result.get("done"):
-            decision = TrialScheduler.STOP
-        else:
-            decision = self.scheduler.on_trial_result(None, None, result)
-        if decision == TrialScheduler.STOP:  # such a result never reaches searcher.on_trial_result
-            self.searcher.on_trial_complete(trial_id, result=result)
-        else:
-            self.searcher.on_trial_result(trial_id, result)
-        return decision
 
 
 def result(number, epoch, value, **more):
@@ -169,11 +148,10 @@ def test_a_search_whose_first_trials_all_fail_ends_with_the_reason(study):
     assert hopeless_reason(study, 100) == "all of the first 5 trials failed; trial 0: OSError: no data"
 
 
-def test_one_success_keeps_a_search_going(study):
-    controller = tune(study, rungs=())
+def test_one_healthy_epoch_keeps_a_search_going(study):
+    controller = tune(study, rungs=(1,), scheduler=Promotion)
     controller.start("good")
-    for epoch in range(1, EPOCHS + 1):
-        controller.result("good", result(0, epoch, 0.5))
+    controller.result("good", result(0, 1, 0.5))  # paused now
     for number, trial_id in enumerate("abcdef", start=1):
         controller.start(trial_id)
         failed = {"trial_number": number, "epoch": 0, "value": math.nan, "failure": "no", "done": True}
