@@ -4,10 +4,12 @@ import contextlib
 import os
 import signal
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem
 from ray import tune
 
@@ -41,10 +43,37 @@ def run_trials(
         None where the search came to its end; "interrupted"; or the error that broke it off, in one line. Whatever was
         recorded until then is in the study.
     """
-    rungs = Rungs(plan.rungs, reduction_factor=plan.setting.reduction_factor)
     if plan.scheduler == "promotion":
         study.pause_interrupted(plan.rungs)
-    tuner = tune.Tuner(
+    with stopped_by_signals(note) as received:
+        try:
+            build_tuner(plan, study, budget, resources=resources, max_concurrent=max_concurrent).fit()
+        except StorageLostError as error:
+            return f"broken off, since the study storage does not take the results: {error}"
+        except Exception as error:
+            if received:
+                return "interrupted"
+            plan.local_output.mkdir(parents=True, exist_ok=True)
+            log = plan.local_output / f"{study.name}.error.log"
+            with contextlib.suppress(OSError):
+                log.write_text(traceback.format_exc())
+            reason = str(error).strip().splitlines()
+            return f"broken off by {type(error).__name__}: {reason[-1] if reason else ''} (details in {log})"
+    if received:
+        return "interrupted"
+    # The study and MLflow hold what is worth keeping; Tune's folder is a cache and checkpoints of ended trials.
+    with contextlib.suppress(OSError):
+        filesystem, folder = FileSystem.from_uri(plan.output)
+        filesystem.delete_dir(f"{folder}/{study.name}")
+    return None
+
+
+def build_tuner(
+    plan: Plan, study: Study, budget: Budget, *, resources: TrialResources, max_concurrent: int
+) -> tune.Tuner:
+    """Build Tune's side of a search. Raises OSError where its storage cannot be written."""
+    rungs = Rungs(plan.rungs, reduction_factor=plan.setting.reduction_factor)
+    return tune.Tuner(
         tune.with_resources(TrainingTrainable, resources.for_tune()),
         param_space={"protocol": plan.protocol, "place": plan.place(resources)},
         tune_config=tune.TuneConfig(
@@ -66,27 +95,6 @@ def run_trials(
             verbose=0,
         ),
     )
-    with stopped_by_signals(note) as received:
-        try:
-            tuner.fit()
-        except StorageLostError as error:
-            return f"broken off, since the study storage does not take the results: {error}"
-        except Exception as error:
-            if received:
-                return "interrupted"
-            plan.local_output.mkdir(parents=True, exist_ok=True)
-            log = plan.local_output / f"{study.name}.error.log"
-            with contextlib.suppress(OSError):
-                log.write_text(traceback.format_exc())
-            reason = str(error).strip().splitlines()
-            return f"broken off by {type(error).__name__}: {reason[-1] if reason else ''} (details in {log})"
-    if received:
-        return "interrupted"
-    # The study and MLflow hold what is worth keeping; Tune's folder is a cache and checkpoints of ended trials.
-    with contextlib.suppress(OSError):
-        filesystem, folder = FileSystem.from_uri(plan.output)
-        filesystem.delete_dir(f"{folder}/{study.name}")
-    return None
 
 
 class Checkpoints(tune.Callback):
@@ -142,3 +150,17 @@ def stopped_by_signals(note: Callable[[str], None]) -> Iterator[list[int]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def check_output(output: str) -> None:
+    """Check that checkpoints can be kept there: a folder, or the URI of a bucket. Raises ValueError."""
+    try:
+        filesystem, folder = FileSystem.from_uri(output)
+        filesystem.create_dir(folder, recursive=True)
+        marker = f"{folder}/.writable-{uuid.uuid4().hex}"
+        with filesystem.open_output_stream(marker) as stream:
+            stream.write(b"1")
+        filesystem.delete_file(marker)
+    except (OSError, ArrowInvalid) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--output must be a folder or bucket that can be written, got {output} ({reason})") from None

@@ -21,7 +21,7 @@ from tune_adamsrt.plan import Plan, local_folder, make_plans, prepare_data, rend
 from tune_adamsrt.provenance import export_comments, provenance_tags
 from tune_adamsrt.records import SearchInfo, SearchSummary, TrialRecord, TrialState
 from tune_adamsrt.resources import TrialResources, choose_trial_resources, connect, count_slots, describe_cluster
-from tune_adamsrt.running import run_trials
+from tune_adamsrt.running import check_output, run_trials
 from tune_adamsrt.searcher import hopeless_reason
 from tune_adamsrt.settings import known_settings, load_setting
 from tune_adamsrt.studies import describe_studies, newest_study_name, top_points
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_exportable(plan.export)
         with Console().status("preparing the data"):
             prepare_data(plans)
+        check_output(plans[0].output)
         with Console().status("starting Ray"):
             connect(arguments.address)
         resources = [trial_resources(plan, arguments) for plan in plans]

@@ -103,12 +103,13 @@ class TestASearch:
         before = runpy.run_path(str(folder / "best_hyper_parameters.py"))["BEST_HYPER_PARAMETERS"]
         more = search(
             folder, "--setting", "resnet20-digits", "--optimizer", "sgd", "--trials", "1", "--epochs", "1",
-            "--limit-train-examples", "200", "--scheduler", "fifo",
+            "--limit-train-examples", "200", "--scheduler", "fifo", "--output", f"file://{folder}/bucket",
         )  # fmt: skip
         assert more.returncode == 0, more.stdout + more.stderr
         after = runpy.run_path(str(folder / "best_hyper_parameters.py"))["BEST_HYPER_PARAMETERS"]
         assert set(after["digits"]["resnet20"]) == {"adamsrt", "sgd"}
         assert after["digits"]["resnet20"]["adamsrt"] == before["digits"]["resnet20"]["adamsrt"]
+        assert (folder / "bucket").is_dir(), "Tune's files go to any URI that pyarrow knows"
         assert "200 training examples only" in (folder / "best_hyper_parameters.py").read_text()
 
 
@@ -319,6 +320,8 @@ class TestMistakes:
             ("--setting resnet20-digits --time-budget soon", "must be a time such as 90, 30m, 2h or 1d, got soon"),
             ("--setting resnet20-digits --export no/where.py", "no/where.py"),
             ("--setting resnet20-digits --tracking-uri ftp://x", "ftp"),
+            ("--setting resnet20-digits --output /proc/nowhere", "--output must be a folder or bucket"),
+            ("--setting resnet20-digits --output nothing://x", "--output must be a folder or bucket"),
             ("--setting resnet20-digits --optimizer all --study s", "--study must name the study of one search"),
             ("--dry-run", "--setting is needed"),
         ],
@@ -332,7 +335,7 @@ def test_dry_run_says_what_would_run(capsys):
     assert main(["--setting", "resnet18-cifar100", "--trials", "10", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "4050 epochs in total (10 trials x 405 epochs)" in printed
-    assert "after epoch 15, 45, 135 the best 1/3 go on, the others stop" in printed
+    assert "after epoch 15, 30, 60, 120, 225 the best 1/2 go on, the others stop" in printed
     assert "log-uniform in [0.0001, 0.03]" in printed
 
 
