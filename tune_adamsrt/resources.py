@@ -3,11 +3,16 @@
 import logging
 import math
 import os
+import socket
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+
+import adamsrt
+import tune_adamsrt
 
 # Read by Ray when it starts or connects.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -16,6 +21,7 @@ os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output engine prints its banne
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's announced default; silences its warning
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
+CONNECT_TIMEOUT_S = 10.0
 LOCAL_OBJECT_STORE_BYTES = 200 * 1024**2  # trials pass a few numbers an epoch through it, no tensors
 
 
@@ -55,15 +61,30 @@ def connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "ignore_reinit_error": True}
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    address = address or os.environ.get("RAY_ADDRESS") or _started_cluster() or "local"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if address is not None and address != "local":
-            ray.init(address=address, **quiet)
+        if address == "local":
+            ray.init(address=address, include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
             return
-        if address is None and (os.environ.get("RAY_ADDRESS") or _started_cluster()):
-            ray.init(**quiet)
-            return
-        ray.init(address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
+        _check_answers(address)
+        # This code goes along: the cluster's nodes need the packages it uses, and not this very version of it.
+        packages = [str(Path(module.__file__).parent) for module in (adamsrt, tune_adamsrt) if module.__file__]
+        ray.init(address=address, runtime_env={"py_modules": packages}, **quiet)
+
+
+def _check_answers(address: str) -> None:
+    """Raise ConnectionError at once where nothing listens; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"a Ray cluster must answer at {address}, got {error.strerror or error}; start one with "
+            "`ray start --head`, or leave --address and RAY_ADDRESS out to run on this machine"
+        ) from None
 
 
 def _started_cluster() -> str | None:

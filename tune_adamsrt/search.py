@@ -5,6 +5,13 @@
 Everything that a user can get wrong is checked before the first Ray process starts.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # The imports below take seconds: Ctrl-C meanwhile ends the process without a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import shlex
 import sys
@@ -12,6 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from optuna.storages import BaseStorage
 from rich.console import Console
 
 from tune_adamsrt.arguments import parse_arguments
@@ -19,7 +27,7 @@ from tune_adamsrt.budget import Budget
 from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
 from tune_adamsrt.plan import Plan, local_folder, make_plans, prepare_data, render_plan
 from tune_adamsrt.provenance import export_comments, provenance_tags
-from tune_adamsrt.records import SearchInfo, SearchSummary, TrialRecord, TrialState
+from tune_adamsrt.records import HyperParameters, SearchInfo, SearchSummary, TrialRecord, TrialState
 from tune_adamsrt.resources import TrialResources, choose_trial_resources, connect, count_slots, describe_cluster
 from tune_adamsrt.running import check_output, run_trials
 from tune_adamsrt.searcher import hopeless_reason
@@ -115,12 +123,6 @@ def trial_resources(plan: Plan, arguments: argparse.Namespace) -> TrialResources
 def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namespace, tracking_uri: str) -> int:
     """Search one optimizer on one setting, export the best, and tell the user. Returns the exit code."""
     storage = open_storage(storage_location(arguments))
-    first_points = [(point, "published best") for point in plan.space.first_points()]
-    if arguments.warm_start_from:
-        earlier = top_points(storage, arguments.warm_start_from, WARM_START_POINTS)
-        first_points = [
-            (point, f"from {arguments.warm_start_from}") for point in earlier if plan.space.contains(point)
-        ] + first_points
     study_name = plan.study_name
     if arguments.resume and not arguments.study:
         study_name = newest_study_name(storage, prefix=f"{plan.setting.name}-{plan.optimizer}-")
@@ -135,7 +137,7 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
                 sampler=plan.sampler,
                 seed=plan.seed,
                 protocol=plan.protocol,
-                first_points=first_points,
+                first_points=first_points(plan, storage, arguments.warm_start_from),
                 observers=(view, tracking),
             )
             budget = Budget(
@@ -152,13 +154,12 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
             stopped_by = run_trials(
                 plan, study, budget, resources=resources, max_concurrent=max_concurrent, note=view.note
             )
-            is_whole = stopped_by is None
-            best, exported = study.best, []
-            if best is not None and is_whole:
-                exported = [("best values", export_best(plan, study, best, tracking))]
-                exported += [("at the edge", line) for line in plan.space.edges(best.hyper_parameters)]
+            where = []
+            if stopped_by is None and study.best is not None:
+                where.append(("best values", export_best(plan, study, study.best, tracking)))
+                where += [("at the edge", line) for line in plan.space.edges(study.best.hyper_parameters)]
             summary = SearchSummary(
-                best=best,
+                best=study.best,
                 candidates=len(study.in_state(TrialState.COMPLETE)),
                 trials=list(study.trials.values()),
                 epochs_spent=study.epochs_spent,
@@ -168,19 +169,24 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
             for observer in (view, tracking):
                 observer.search_ended(summary)
             tracking.close()
-            where = [
-                ("study", f"{study_name} in {mask_secrets(storage_location(arguments))}"),
-                ("MLflow", ui_command(tracking_uri)),
-            ]
-            if not is_whole:
+            where.append(("study", f"{study_name} in {mask_secrets(storage_location(arguments))}"))
+            where.append(("MLflow", ui_command(tracking_uri)))
+            if stopped_by is not None:
                 where.append(("to go on", resume_command(study_name)))
-            view.show_where([*exported, *where])
+            view.show_where(where)
         finally:
             tracking.close()
             view.close()
     if stopped_by == "interrupted":
         return INTERRUPTED
-    return DONE if is_whole and best is not None else SEARCH_FAILED
+    return DONE if stopped_by is None and study.best is not None else SEARCH_FAILED
+
+
+def first_points(plan: Plan, storage: BaseStorage, warm_start_from: str | None) -> list[tuple[HyperParameters, str]]:
+    """List what is tried before the sampler's own points: the best of an earlier study, then the published best."""
+    earlier = top_points(storage, warm_start_from, WARM_START_POINTS) if warm_start_from else []
+    points = [(point, f"from {warm_start_from}") for point in earlier if plan.space.contains(point)]
+    return points + [(point, "published best") for point in plan.space.first_points()]
 
 
 def describe_search(
@@ -231,4 +237,5 @@ def resume_command(study_name: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())
