@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 import adamsrt
 import tune_adamsrt
@@ -61,16 +62,27 @@ def connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "ignore_reinit_error": True}
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = address or os.environ.get("RAY_ADDRESS") or _started_cluster() or "local"
+    address = address or os.environ.get("RAY_ADDRESS")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if address == "local":
-            ray.init(address=address, include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
+        if address == "local" or (address is None and _started_cluster() is None):
+            ray.init(address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
             return
-        _check_answers(address)
         # This code goes along: the cluster's nodes need the packages it uses, and not this very version of it.
         packages = [str(Path(module.__file__).parent) for module in (adamsrt, tune_adamsrt) if module.__file__]
-        ray.init(address=address, runtime_env={"py_modules": packages}, **quiet)
+        quiet["runtime_env"] = {"py_modules": packages}
+        if address is None:
+            ray.init(**quiet)  # Ray finds the same cluster, and uses this machine's token for no address but its own
+            return
+        _check_answers(address)
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RayError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConnectionError(
+                f"the Ray cluster at {address} must let this search in, got {reason}; it must run the same versions of "
+                "Ray and Python, and if it asks for a token, set RAY_AUTH_MODE=token"
+            ) from None
 
 
 def _check_answers(address: str) -> None:
