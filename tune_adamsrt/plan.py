@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from tune_adamsrt.rungs import choose_rungs
 from tune_adamsrt.samplers import SAMPLERS, check_sampler_suits_scheduler, grid_size
 from tune_adamsrt.settings import Setting, load_setting, override
 from tune_adamsrt.space import SearchSpace, build_search_space
+
+STUDY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # it names files and folders as well
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
     optimizers = _optimizers(arguments.optimizer or ["adamsrt"])
     if arguments.warm_start_from and arguments.sampler == "grid":
         raise ValueError("--warm-start-from must go with a sampler that takes first points, got grid; leave one out")
+    if arguments.study and not STUDY_NAME.fullmatch(arguments.study):
+        raise ValueError(f"--study must be letters, digits, '.', '_' and '-', got {arguments.study!r}; choose another")
     if arguments.study and len(settings) * len(optimizers) > 1:
         raise ValueError(
             f"--study must name the study of one search, got {len(settings) * len(optimizers)} searches; leave it out"

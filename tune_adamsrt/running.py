@@ -63,9 +63,14 @@ def run_trials(
         return "interrupted"
     # The study and MLflow hold what is worth keeping; Tune's folder is a cache and checkpoints of ended trials.
     with contextlib.suppress(OSError):
-        filesystem, folder = FileSystem.from_uri(plan.output)
+        filesystem, folder = FileSystem.from_uri(tune_folder(plan))
         filesystem.delete_dir(f"{folder}/{study.name}")
     return None
+
+
+def tune_folder(plan: Plan) -> str:
+    """Where Tune keeps its files and checkpoints, a folder per study: a place where nobody else keeps anything."""
+    return f"{plan.output.rstrip('/')}/tune-cache"
 
 
 def build_tuner(
@@ -88,7 +93,7 @@ def build_tuner(
         ),
         run_config=tune.RunConfig(
             name=study.name,
-            storage_path=plan.output,
+            storage_path=tune_folder(plan),
             failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
             callbacks=[Checkpoints(study, plan.output)],

@@ -98,6 +98,11 @@ class TestASearch:
         for noise in ("ray.tune", "View detailed results", "alembic", "Warning", "INFO", "╭"):
             assert noise not in done.stdout
 
+    def test_leaves_nothing_but_the_record(self, finished):
+        folder, _ = finished
+        left = {path.name for path in (folder / "runs").rglob("*") if not path.name.endswith(".lock")}
+        assert left == {"optuna.journal", "tune-cache"}
+
     def test_another_search_keeps_what_is_exported(self, finished):
         folder, _ = finished
         before = runpy.run_path(str(folder / "best_hyper_parameters.py"))["BEST_HYPER_PARAMETERS"]
@@ -323,6 +328,7 @@ class TestMistakes:
             ("--setting resnet20-digits --output /proc/nowhere", "--output must be a folder or bucket"),
             ("--setting resnet20-digits --output nothing://x", "--output must be a folder or bucket"),
             ("--setting resnet20-digits --optimizer all --study s", "--study must name the study of one search"),
+            ("--setting resnet20-digits --study ../other", "--study must be letters, digits"),
             ("--dry-run", "--setting is needed"),
         ],
     )
