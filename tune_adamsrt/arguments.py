@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--address",
         metavar="ADDRESS",
-        help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT; local starts a new one on this machine "
+        help="Ray cluster: auto or HOST:PORT; local starts a new one on this machine "
         "(default: RAY_ADDRESS, else the cluster that `ray start` left running here, else local)",
     )
     where.add_argument("--max-concurrent", type=positive_int, metavar="N", help="trials side by side (default: as fit)")

@@ -54,10 +54,11 @@ def connect(address: str | None) -> None:
     """Connect to a Ray cluster, or start one on this machine.
 
     Args:
-        address: "auto", "host:port", "ray://host:port"; None for RAY_ADDRESS, else the cluster that `ray start` left
+        address: "auto", "host:port"; None for RAY_ADDRESS, else the cluster that `ray start` left
             running on this machine, else a new local one; "local" always starts a new one.
     Raises:
         ConnectionError: no cluster answers at that address.
+        ValueError: ray://, Ray's client, which would run Tune in another process than the study.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "ignore_reinit_error": True}
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
@@ -74,6 +75,10 @@ def connect(address: str | None) -> None:
         if address is None:
             ray.init(**quiet)  # Ray finds the same cluster, and uses this machine's token for no address but its own
             return
+        if address.startswith("ray://"):
+            raise ValueError(
+                f"--address must be auto or HOST:PORT, got {address}; run the search on a cluster's machine"
+            )
         _check_answers(address)
         try:
             ray.init(address=address, **quiet)
@@ -87,7 +92,7 @@ def connect(address: str | None) -> None:
 
 def _check_answers(address: str) -> None:
     """Raise ConnectionError at once where nothing listens; Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         return
     try:
