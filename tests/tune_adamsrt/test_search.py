@@ -236,16 +236,22 @@ def test_a_search_whose_model_cannot_be_built_ends_soon_with_the_reason(tmp_path
 
 @pytest.mark.slow
 def test_two_searches_with_one_seed_are_the_same(tmp_path):
-    """One trial at a time, CPU: same trials, same values, byte-identical exported entry."""
+    """One trial at a time, CPU: same trials, same values, byte-identical exported entry. Here with promotion."""
     found = []
     for name in ("a", "b"):
         folder = tmp_path / name
         folder.mkdir()
         done = search(
-            folder, "--setting", "resnet20-digits", "--study", "same", "--trials", "7", "--epochs", "4",
-            "--limit-train-examples", "64", "--max-concurrent", "1", "--seed", "3",
+            folder, "--setting", "resnet20-digits", "--study", "same", "--trials", "7", "--epochs", "6", "--seed", "3",
+            "--limit-train-examples", "64", "--max-concurrent", "1", "--scheduler", "promotion",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
+        counts = re.search(r"7 of 7: (\d) complete, (\d) stopped, 0 failed", done.stdout)
+        assert counts is not None, done.stdout
+        complete, stopped = int(counts[1]), int(counts[2])
+        assert complete >= 3 and stopped >= 1
+        # the rung is epoch 4; promoted trials went on from their checkpoints, and no epoch was trained twice
+        assert f"{6 * complete + 4 * stopped} of at most 42" in done.stdout
         study = optuna.load_study(study_name="same", storage=open_storage(str(folder / "runs" / "optuna.journal")))
         trials = [(t.state, t.params, t.intermediate_values) for t in study.get_trials()]
         lines = (folder / "best_hyper_parameters.py").read_text().splitlines()
