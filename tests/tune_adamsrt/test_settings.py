@@ -51,7 +51,7 @@ def test_every_setting_loads_with_every_optimizer(name):
 def test_the_published_protocol():
     setting = load_setting("resnet18-cifar100")
     assert (setting.epochs, setting.batch_size, setting.valid_split, setting.split_seed) == (405, 128, 0.05, 0)
-    assert (setting.selection, setting.reduction_factor, setting.min_epochs) == ("best", 3, 15)
+    assert (setting.selection, setting.reduction_factor, setting.min_epochs) == ("best", 2, 15)
     assert load_setting("resnet18-imagenet").batch_size == 256
     assert load_setting("resnet20-digits").valid_split == 0.2
     assert sum(len(load_setting(name).published) for name in known_settings()) == 54

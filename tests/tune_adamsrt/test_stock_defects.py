@@ -10,7 +10,9 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Iterator
 
+import mlflow
 import optuna
 import pytest
 import ray
@@ -44,6 +46,13 @@ from tune_adamsrt.tracking import Tracking
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 EPOCHS = 4
 ONE_CPU = TrialResources(cpus=1, gpus=0)
+
+
+@pytest.fixture
+def own_mlflow() -> Iterator[None]:
+    """The stock callback leaves MLflow's global tracking URI set, which other tests must not see."""
+    yield
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture
@@ -448,7 +457,7 @@ class TestWithRay:
         assert (study.trials[1].state, study.trials[1].epoch) == (TrialState.STOPPED, 1)
         assert study.trials[1].reason == "rung 1 (epoch 1): rank 2 of 2, the best 1 went on"
 
-    @pytest.mark.usefixtures("own_environment")
+    @pytest.mark.usefixtures("own_environment", "own_mlflow")
     def test_fact_9_the_search_goes_on_without_mlflow(self, plan, journal, uri, tmp_path, monkeypatch):
         """MLflow answers while the search starts, and not when the first values are logged."""
         curve = curves(GOOD, GOOD)
