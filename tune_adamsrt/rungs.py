@@ -16,8 +16,8 @@ def choose_rungs(epochs: int, *, min_epochs: int, reduction_factor: int) -> tupl
     """Choose the epochs at which trials are compared: min_epochs times powers of the reduction factor.
 
     The learning rate drops during a trial and accuracy jumps after each drop. All trials share the schedule, so that a
-    comparison at one epoch never mixes phases; but right after a drop it says little. A rung within the first tenth of
-    a phase therefore moves back to the phase's end, the last epoch before the drop.
+    comparison at one epoch never mixes phases; but right after a drop it says little. A rung that lies within 5 % of
+    all epochs after a drop therefore moves back to the last epoch before it (not below min_epochs).
 
     Returns:
         Ascending epochs, all below `epochs`; empty where min_epochs >= epochs.
@@ -64,9 +64,12 @@ class Rungs:
 
     def is_promoted(self, trial: int, epoch: int) -> bool:
         """Tell whether a trial is among the best 1/eta of a rung; among fewer than eta, none is. Ties go by number."""
+        return trial in self._promoted(epoch)
+
+    def _promoted(self, epoch: int) -> set[int]:
         at_rung = self.values[epoch]
-        best_first = sorted(at_rung, key=lambda other: (-at_rung[other], other))
-        return trial in best_first[: len(at_rung) // self.reduction_factor]
+        best_first = sorted(at_rung, key=lambda trial: (-at_rung[trial], trial))
+        return set(best_first[: len(at_rung) // self.reduction_factor])
 
     def next_promotion(self, paused: Mapping[int, int]) -> int | None:
         """Choose the paused trial to go on with: the best at the highest rung; None where none is promoted.
@@ -74,7 +77,8 @@ class Rungs:
         Args:
             paused: trial -> the rung (epoch) where it waits.
         """
-        promoted = [trial for trial, epoch in paused.items() if self.is_promoted(trial, epoch)]
+        promoted_at = {epoch: self._promoted(epoch) for epoch in set(paused.values())}
+        promoted = [trial for trial, epoch in paused.items() if trial in promoted_at[epoch]]
         return max(promoted, key=lambda trial: (paused[trial], self.values[paused[trial]][trial], -trial), default=None)
 
     def reason_left_behind(self, trial: int, epoch: int) -> str:

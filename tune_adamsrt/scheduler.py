@@ -28,6 +28,7 @@ class SuccessiveHalving(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number, epoch = result["trial_number"], result["epoch"]
         self._rungs.record(number, epoch, result["value"])
+        self._study.pausing.pop(number, None)  # left there where the worker was lost before its checkpoint was saved
         # An epoch that is trained again after a loss was judged when it was new.
         is_judged = epoch < self._study.trials[number].epoch
         reason = self._budget.reason_to_stop(unreported_epochs=1)
@@ -68,5 +69,6 @@ class Promotion(SuccessiveHalving):
     def _judge(self, number: int, epoch: int) -> str:
         if epoch not in self._rungs.values or self._rungs.is_promoted(number, epoch):
             return str(TrialScheduler.CONTINUE)
-        self._study.pause(number, epoch)
+        # Tune saves a checkpoint first. Only then has the trial ended for it, and only then may it be handed out again.
+        self._study.pausing[number] = epoch
         return str(TrialScheduler.STOP)

@@ -33,7 +33,7 @@ from tune_adamsrt.running import check_output, run_trials
 from tune_adamsrt.searcher import hopeless_reason
 from tune_adamsrt.settings import known_settings, load_setting
 from tune_adamsrt.studies import describe_studies, newest_study_name, top_points
-from tune_adamsrt.study import Study, StudyError, locked, open_storage
+from tune_adamsrt.study import StorageLostError, Study, StudyError, locked, open_storage
 from tune_adamsrt.terminal import TerminalView
 from tune_adamsrt.tracking import Tracking
 from tune_adamsrt.tracking_uri import check_tracking_uri, mask_secrets, resolve_tracking_uri, ui_command
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for plan, per_trial in zip(plans, resources, strict=True):
         try:
             exit_code = max(exit_code, run_search(plan, per_trial, arguments, tracking_uri))
-        except (StudyError, ExportError) as error:
+        except (StudyError, ExportError, StorageLostError) as error:
             return refuse(error)
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code
 
 
-def refuse(error: Exception) -> int:
+def refuse(error: BaseException) -> int:
     print(f"error: {error}", file=sys.stderr)
     return USER_ERROR
 

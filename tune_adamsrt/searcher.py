@@ -85,6 +85,7 @@ class StudySearcher(Searcher):
         number = self._numbers[trial_id]
         self._active.discard(trial_id)
         stop_reason = self._study.stop_reasons.pop(number, None)
+        rung = self._study.pausing.pop(number, None)
         if error or result is None:
             self._study.tell_failed(number, stop_reason or "given up by Ray Tune")
             return
@@ -93,7 +94,9 @@ class StudySearcher(Searcher):
             self._study.tell_failed(number, failure)
         elif self._study.trials[number].epoch == self._study.epochs:
             self._study.tell_complete(number)
-        elif number not in self._study.paused:
+        elif rung is not None:
+            self._study.pause(number, rung)
+        else:
             self._study.tell_stopped(number, stop_reason or "stopped by Ray Tune")
 
     def _report(self, number: int, result: dict[str, Any]) -> None:

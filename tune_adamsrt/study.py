@@ -160,6 +160,7 @@ class Study:
         self.trials: dict[int, TrialRecord] = {}
         self.interrupted: deque[TrialRecord] = deque()
         self.paused: dict[int, int] = {}  # trial -> the rung (epoch) where it waits to be promoted
+        self.pausing: dict[int, int] = {}  # the same, while Tune still saves their checkpoints
         self.epochs_spent = 0  # by all trials, stopped and failed ones and epochs trained twice included
         self.stop_reasons: dict[int, str] = {}  # why the scheduler ends a trial; read when its end is told
         self._space = space

@@ -208,6 +208,18 @@ class TestPromotion:
         ]
         assert study.trials[0].reason == "rung 1 (epoch 1): rank 2 of 3, the best 1 went on"
 
+    def test_a_worker_lost_while_the_checkpoint_is_saved_is_not_handed_out_twice(self, study):
+        controller = tune(study, trials=3, scheduler=Promotion)
+        controller.start("a")
+        # The scheduler pauses it; the worker dies before Tune has told the searcher, and the trial is retried.
+        assert controller.scheduler.on_trial_result(None, None, result(0, 1, 0.9)) == TrialScheduler.STOP
+        controller.start("b")
+        controller.result("b", result(1, 1, 0.5))
+        assert controller.start("c")["trial_number"] == 2, "trial 0 is among the best, but still at work"
+        for epoch in (1, 2, 3):
+            controller.result("a", result(0, epoch, 0.9))
+        assert study.trials[0].state is TrialState.COMPLETE
+
     def test_a_restart_lets_them_wait_on(self, study):
         controller = tune(study, trials=3, scheduler=Promotion)
         for number, (trial_id, value) in enumerate([("a", 0.4), ("b", 0.5)]):
