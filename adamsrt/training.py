@@ -11,7 +11,7 @@ A user's own model and data need no `Training`: `train_epoch` and `evaluate` tak
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -71,6 +71,7 @@ class EpochResult:
         epoch: epochs done, 1 after the first. lr: the learning rate in this epoch.
         train_loss, train_accuracy: averaged over the epoch's batches, each measured just before its step.
         seconds: training and validation together. train_images_per_second: training alone.
+        weight_norm, grad_norm, effective_lr: of the scale-invariant weights after the epoch's last step; see `norms`.
     """
 
     epoch: int
@@ -81,6 +82,9 @@ class EpochResult:
     lr: float
     seconds: float
     train_images_per_second: float
+    weight_norm: float
+    grad_norm: float
+    effective_lr: float
 
     @property
     def is_finite(self) -> bool:
@@ -119,13 +123,14 @@ class Training:
         dataset = DATASETS[spec.dataset]
         with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU: alike for every device
             torch.default_generator.manual_seed(generator_for(spec.seed, 0, "weights").initial_seed())
-            self.model: nn.Module = build_model(
+            self.model = build_model(
                 spec.model,
                 num_classes=dataset.num_classes,
                 in_channels=dataset.in_channels,
                 image_size=dataset.image_size,
             ).to(spec.device)
         self.optimizer = build_optimizer(spec.optimizer, self.model, **spec.hyper_parameters)
+        self._scale_invariant = self.model.conv_params()
         self._scheduler = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, milestones=list(lr_drop_epochs(spec.epochs)), gamma=LR_DROP_FACTOR
         )
@@ -173,6 +178,7 @@ class Training:
             lr=lr,
             seconds=time.perf_counter() - start_s,
             train_images_per_second=self._train.num_examples / train_s,
+            **norms(self._scale_invariant, lr=lr),
         )
         if result.is_finite and valid_accuracy > self.best_valid_accuracy:
             self.best_epoch, self.best_valid_accuracy = self.epoch, valid_accuracy
@@ -277,6 +283,24 @@ def evaluate(
         totals.add(functional.cross_entropy(logits, labels), logits, labels)
     model.train(was_training)
     return totals.averages()
+
+
+@torch.no_grad()
+def norms(weights: Sequence[nn.Parameter], *, lr: float) -> dict[str, float]:
+    """Measure scale-invariant weights, averaged over their spheres, one per output channel.
+
+    Args:
+        weights: (C_out, ...) each, with the gradients of the last step.
+    Returns:
+        weight_norm: mean of ||x||. grad_norm: mean of ||gradient|| (0 where there is none). effective_lr: mean of
+        lr / ||x||^2, what the step size of SGD comes to on the unit sphere (arXiv:2006.13382).
+    """
+    rows = [weight.flatten(1) for weight in weights]
+    squares = torch.cat([row.double().square().sum(dim=1) for row in rows])
+    grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    grad_squares = torch.cat([grad.flatten(1).double().square().sum(dim=1) for grad in grads])
+    measured = torch.stack([squares.sqrt().mean(), grad_squares.sqrt().mean(), (lr / squares).mean()]).tolist()
+    return dict(zip(("weight_norm", "grad_norm", "effective_lr"), measured, strict=True))
 
 
 class _Totals:

@@ -1,6 +1,7 @@
 """The plain values that flow through a search: what a trial reported, how it ended, and who wants to be told."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -31,6 +32,8 @@ class EpochReport:
     Attributes:
         epoch: epochs trained so far, 1 after the first.
         value: what trials are compared by at this epoch: the best (or last) validation accuracy so far.
+        weight_norm, grad_norm, effective_lr: see `adamsrt.training.norms`; None where they were not measured.
+        reported_at: seconds since the Unix epoch by the driver's clock; 0 where that was not recorded.
     """
 
     epoch: int
@@ -42,6 +45,10 @@ class EpochReport:
     lr: float
     seconds: float
     train_images_per_second: float
+    weight_norm: float | None = None
+    grad_norm: float | None = None
+    effective_lr: float | None = None
+    reported_at: float = 0.0
 
     @property
     def is_finite(self) -> bool:
@@ -57,6 +64,7 @@ class TrialRecord:
         origin: "sampled by tpe", or where a first point came from ("published best of resnet18-cifar100").
         reason: why it was stopped or failed; empty otherwise.
         epochs_repeated: epochs trained more than once because a worker was lost after its last checkpoint.
+        confirms: in a confirmation, the number of the search's trial that is trained again; None in a search.
     """
 
     number: int
@@ -71,6 +79,7 @@ class TrialRecord:
     ended_at: float | None = None
     host: str = ""
     checkpoint: str | None = None  # path or URI of the folder that a running trial can go on from
+    confirms: int | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -105,6 +114,7 @@ class SearchInfo:
         tags: everything else worth keeping beside the results: seed, versions, git revision, device, data.
         key: tells this study from any other, also after a restart.
         restored: trials of an earlier run of the same study, in whatever state.
+        role: "search", or "confirmation": the search's best again on fresh seeds, in a study of its own.
     """
 
     name: str
@@ -120,6 +130,68 @@ class SearchInfo:
     tags: Mapping[str, str]
     key: str = ""
     restored: Sequence[TrialRecord] = ()
+    role: str = "search"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1 in its denominator; 0 for one value) of n values."""
+
+    mean: float
+    std: float
+    n: int
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Describe at least one value."""
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What training the best candidates again on fresh seeds came to.
+
+    Attributes:
+        candidate: the search's trial that was chosen, by its mean value; None where none trained in full on all seeds.
+        runs: all runs of all candidates, in the order in which they were listed.
+        test_accuracies: of the chosen candidate's runs, in their order; the only figures that come from the test set.
+        candidates: how many candidates were trained again.
+        tested: how many candidates have been tested in all; more than one where a search went on after it was confirmed.
+    """
+
+    candidate: TrialRecord | None
+    runs: tuple[TrialRecord, ...]
+    test_accuracies: tuple[float, ...]
+    candidates: int
+    tested: int = 1
+
+    @property
+    def chosen_runs(self) -> tuple[TrialRecord, ...]:
+        """The chosen candidate's runs, one per seed."""
+        number = None if self.candidate is None else self.candidate.number
+        return tuple(run for run in self.runs if number is not None and run.confirms == number)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.chosen_runs)
+
+    @property
+    def valid_accuracy(self) -> Spread:
+        """Of the chosen candidate's values, over its seeds."""
+        return spread_of([run.value for run in self.chosen_runs if run.value is not None])
+
+    @property
+    def test_accuracy(self) -> Spread:
+        return spread_of(self.test_accuracies)
+
+    @property
+    def epochs_spent(self) -> int:
+        return sum(run.epochs_spent for run in self.runs)
+
+    @property
+    def best_run(self) -> TrialRecord:
+        """The chosen candidate's run with the highest value, the first where several share it; its weights are kept."""
+        return max(self.chosen_runs, key=lambda run: run.value or 0.0)
 
 
 @dataclass(frozen=True)
@@ -129,8 +201,9 @@ class SearchSummary:
     Attributes:
         best: the candidate with the highest value at the full budget; None where no trial reached it.
         candidates: how many trials reached the full budget.
-        epochs_spent: by all trials, stopped and failed ones included.
+        epochs_spent: by all trials, stopped and failed ones included; those of a confirmation are counted apart.
         ended_by: "all trials done", "time budget", "interrupted", ...
+        confirmation: None where the best were not trained again.
     """
 
     best: TrialRecord | None
@@ -139,6 +212,7 @@ class SearchSummary:
     epochs_spent: int
     seconds: float
     ended_by: str
+    confirmation: Confirmation | None = None
 
 
 class Observer(Protocol):

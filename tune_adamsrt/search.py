@@ -148,6 +148,7 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
             )
             max_concurrent = min(arguments.max_concurrent or count_slots(resources), plan.trials)
             info = describe_search(plan, study, resources, arguments.time_budget, max_concurrent)
+            study.note_start(info)
             for observer in (view, tracking):
                 observer.search_started(info)
             started = time.monotonic()
@@ -166,6 +167,7 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
                 seconds=time.monotonic() - started,
                 ended_by=stopped_by or hopeless_reason(study, plan.trials) or budget.reason_not_to_start() or "done",
             )
+            study.note_end(info, summary.ended_by)
             for observer in (view, tracking):
                 observer.search_ended(summary)
             tracking.close()

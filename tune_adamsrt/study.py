@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
 
-from tune_adamsrt.records import EpochReport, HyperParameters, Observer, TrialRecord, TrialState
+from tune_adamsrt.records import EpochReport, HyperParameters, Observer, SearchInfo, TrialRecord, TrialState
 from tune_adamsrt.samplers import build_sampler
 from tune_adamsrt.space import SearchSpace
 from tune_adamsrt.tracking_uri import mask_secrets
@@ -42,7 +42,7 @@ _STATES = {
     OptunaState.FAIL: TrialState.FAILED,
 }
 
-_KEPT_AT_START = ("hyper_parameters", "seed", "origin", "started_at")
+_KEPT_AT_START = ("hyper_parameters", "seed", "origin", "started_at", "confirms")
 _KEPT_AT_END = ("state", "reason", "ended_at", "host")
 
 
@@ -126,6 +126,20 @@ def trial_seed(search_seed: int, number: int) -> int:
     return int(np.random.SeedSequence([search_seed, number]).generate_state(1)[0] >> 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class ListedRun:
+    """A configuration to be trained as it is, on a seed of its own.
+
+    Attributes:
+        confirms: the number of the search's trial that it comes from; with the seed it names the run.
+    """
+
+    hyper_parameters: HyperParameters
+    seed: int
+    origin: str
+    confirms: int
+
+
 class Study:
     """One search's trials, told to Optuna and to observers in the same breath.
 
@@ -138,6 +152,8 @@ class Study:
         seed: the search's seed; sampler and trials derive theirs from it.
         protocol: what every trial has in common (data, epochs, batch size, ...). Kept with the study.
         first_points: hyper-parameters and where they come from, tried before the sampler's own; each counts as a trial.
+        listed: what a confirmation trains, and nothing else. Runs that the study knows already are not added again.
+        confirms: the search whose best are confirmed; None for a search.
     Raises:
         StudyError: the study was made for another space, protocol, sampler or seed.
         StorageLostError: the storage does not take what it is told, at any time.
@@ -153,6 +169,8 @@ class Study:
         seed: int,
         protocol: Mapping[str, Any],
         first_points: Sequence[tuple[HyperParameters, str]] = (),
+        listed: Sequence[ListedRun] = (),
+        confirms: "Study | None" = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.name = name
@@ -171,7 +189,13 @@ class Study:
         self._ids: dict[int, int] = {}  # Optuna's own ids of the trials that have not ended
         self._optuna = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
         self.is_resumed = "description" in self._optuna.user_attrs
-        self._describe({"space": space.to_json(), "protocol": dict(protocol), "sampler": sampler, "seed": seed})
+        description = {"space": space.to_json(), "protocol": dict(protocol), "sampler": sampler, "seed": seed}
+        if confirms is None:
+            self._describe(description, key=uuid.uuid4().hex)
+        else:
+            # The key begins with the search's, so that whatever is kept of both is found together.
+            key = f"{confirms.key}/{name.removeprefix(confirms.name).strip('.')}"
+            self._describe(description | {"confirms": confirms.name}, key=key)
         found = self._optuna.get_trials(deepcopy=False)
         self._optuna.sampler = build_sampler(sampler, space, seed, trials_so_far=len(found))
         for trial in found:
@@ -182,13 +206,26 @@ class Study:
                 params = self._space.encode(point)
                 self._optuna.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
             self._optuna.set_user_attr("has_first_points", True)
+        self._list(listed)
 
-    def _describe(self, description: dict[str, Any]) -> None:
+    def _list(self, runs: Sequence[ListedRun]) -> None:
+        """Have these trained, those left out that the study knows: a driver before this one may have listed some."""
+        if not runs:
+            return
+        known = {(record.confirms, record.seed) for record in self.trials.values()}
+        waiting = self._optuna.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
+        known |= {(trial.user_attrs.get("confirms"), trial.user_attrs.get("seed")) for trial in waiting}
+        for run in runs:
+            if (run.confirms, run.seed) not in known:
+                attributes = {"origin": run.origin, "seed": run.seed, "confirms": run.confirms}
+                self._optuna.enqueue_trial(self._space.encode(run.hyper_parameters), user_attrs=attributes)
+
+    def _describe(self, description: dict[str, Any], *, key: str) -> None:
         """Keep what the study is for, or refuse where it was made for something else."""
         text = json.dumps(description, sort_keys=True)
         attributes = self._optuna.user_attrs
         if "description" not in attributes:
-            self._optuna.set_user_attr("key", uuid.uuid4().hex)
+            self._optuna.set_user_attr("key", key)
             self._optuna.set_user_attr("description", text)
         elif attributes["description"] != text:
             difference = ", ".join(_differences(json.loads(attributes["description"]), json.loads(text)))
@@ -198,6 +235,33 @@ class Study:
     def key(self) -> str:
         """Tells this study from others of the same name in other storages."""
         return str(self._optuna.user_attrs["key"])
+
+    @_recorded
+    def note_start(self, info: SearchInfo) -> None:
+        """Keep what other processes may want to know of this search while it runs: status, report, sync."""
+        self._note_search(info, {"started_at": time.time(), "ended_by": None, "ended_at": None})
+
+    @_recorded
+    def note_end(self, info: SearchInfo, ended_by: str) -> None:
+        """Keep why the search ended. Without it, it still runs or its driver was lost."""
+        kept = self._optuna.user_attrs.get("search", {})
+        self._note_search(info, {"started_at": kept.get("started_at"), "ended_by": ended_by, "ended_at": time.time()})
+
+    def _note_search(self, info: SearchInfo, times: Mapping[str, Any]) -> None:
+        known = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+        del known["restored"]  # the trials themselves are there
+        self._optuna.set_user_attr("search", {**known, "space": dict(info.space), "tags": dict(info.tags), **times})
+
+    @_recorded
+    def note_test(self, candidate: int, accuracies: Sequence[float]) -> None:
+        """Keep what the test set says of a search's trial, so that nobody reads it again."""
+        kept = {str(number): values for number, values in self.test_accuracies.items()}
+        self._optuna.set_user_attr("test_accuracies", kept | {str(candidate): list(accuracies)})
+
+    @property
+    def test_accuracies(self) -> dict[int, list[float]]:
+        """What the test set said of the search's trials that were tested, per run."""
+        return read_test_accuracies(self._optuna.user_attrs)
 
     def _take_over(self, trial: FrozenTrial) -> None:
         """Take up a trial from the storage; one that runs there has lost its driver."""
@@ -232,9 +296,10 @@ class Study:
         record = TrialRecord(
             number=trial.number,
             hyper_parameters=self._space.suggest(trial),
-            seed=trial_seed(self._seed, trial.number),
+            seed=trial.user_attrs.get("seed", trial_seed(self._seed, trial.number)),
             origin=trial.user_attrs.get("origin", f"sampled by {self._sampler_name}"),
             started_at=time.time(),
+            confirms=trial.user_attrs.get("confirms"),
         )
         self._ids[record.number] = trial._trial_id
         self._note(record, "trial", {name: getattr(record, name) for name in _KEPT_AT_START})
@@ -273,6 +338,7 @@ class Study:
             record.epochs_repeated += 1
             self._note(record, "epochs_repeated", record.epochs_repeated)
             return
+        report = dataclasses.replace(report, reported_at=time.time())
         record.epochs.append(report)
         self._note(record, f"epoch:{report.epoch}", dataclasses.asdict(report))
         if report.is_finite:
@@ -328,6 +394,24 @@ class Study:
     def best(self) -> TrialRecord | None:
         """The candidate with the highest value at the full budget; the earliest trial where several share it."""
         return best_of(self.in_state(TrialState.COMPLETE))
+
+
+def read_test_accuracies(attributes: Mapping[str, Any]) -> dict[int, list[float]]:
+    """Read from a confirmation's study what the test set said, by the number of the search's trial."""
+    return {int(number): list(values) for number, values in attributes.get("test_accuracies", {}).items()}
+
+
+def top_candidates(candidates: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """Pick the best of different configurations, the best first, ranked as by `best_of`."""
+    left = list(candidates)
+    top: list[TrialRecord] = []
+    while left and len(top) < count:
+        best = best_of(left)
+        assert best is not None
+        left.remove(best)
+        if all(best.hyper_parameters != other.hyper_parameters for other in top):
+            top.append(best)
+    return top
 
 
 def best_of(candidates: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -17,7 +17,7 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 from adamsrt.training import EpochResult, Training, TrainingSpec
 from tune_adamsrt.records import EpochReport
 
-_REPORT_FIELDS = tuple(field.name for field in dataclasses.fields(EpochReport))
+_REPORT_FIELDS = tuple(field.name for field in dataclasses.fields(EpochReport) if field.name != "reported_at")
 
 
 class TrainingTrainable(tune.Trainable):
@@ -119,9 +119,10 @@ def training_spec(config: dict[str, Any]) -> TrainingSpec:
 
 def epoch_report(result: dict[str, Any]) -> EpochReport | None:
     """Read an epoch's report from a Tune result; None where the trial failed before its epoch ended."""
-    if not all(name in result for name in _REPORT_FIELDS):
+    required = (field.name for field in dataclasses.fields(EpochReport) if field.default is dataclasses.MISSING)
+    if not all(name in result for name in required):
         return None
-    return EpochReport(**{name: result[name] for name in _REPORT_FIELDS})
+    return EpochReport(**{name: result[name] for name in _REPORT_FIELDS if name in result})
 
 
 def failure_of(result: dict[str, Any]) -> str | None:

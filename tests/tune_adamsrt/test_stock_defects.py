@@ -179,7 +179,7 @@ class Diverging:
 
     def run_epoch(self):
         nan = math.nan
-        return EpochResult(1, nan, nan, nan, nan, lr=0.1, seconds=1.0, train_images_per_second=1.0)
+        return EpochResult(1, nan, nan, nan, nan, 0.1, 1.0, 1.0, nan, nan, nan)
 
 
 def test_fact_3_a_trial_that_diverges_ends_at_once_and_fails(plan, journal, monkeypatch):
