@@ -5,14 +5,20 @@ for different methods.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamsrt.geometry import follow_geodesic_, group_size, inner, project_to_sphere_
-from adamsrt.optimizers.adam_srt import adam_state, adam_step_
-from adamsrt.optimizers.base import GroupedOptimizer, dims_of
+from adamsrt.geometry import follow_geodesic_, inner, project_to_sphere_
+from adamsrt.optimizers.adam import AdamLike
+from adamsrt.optimizers.base import Number
+from adamsrt.optimizers.blocks import Block
+from adamsrt.optimizers.update import Update
+
+if TYPE_CHECKING:
+    from adamsrt.optimizers.launch import Column
 
 
 def adam_g_step_(
@@ -22,8 +28,8 @@ def adam_g_step_(
     exp_avg_sq: Tensor,
     *,
     dims: tuple[int, ...],
-    step: float,
-    lr: float,
+    step: Number,
+    lr: Number,
     betas: tuple[float, float],
     eps: float,
 ) -> None:
@@ -45,7 +51,31 @@ def adam_g_step_(
     follow_geodesic_(x, exp_avg, scale, dims)
 
 
-class AdamG(GroupedOptimizer):
+def adam_g_block_step_(block: Block, *, step: Number, lr: Number, betas: tuple[float, float], eps: float) -> None:
+    """Take the same step on a block of rows at once, in place and without temporaries of its size."""
+    beta1, beta2 = betas
+    xs, ms, vs, split = block.xs, block.ms, block.vs, block.split
+    tiny = torch.finfo(xs[0].dtype).tiny
+    torch._foreach_div_(xs, split(block.squares(xs).sqrt_().clamp_min_(tiny)))
+    grads = block.grads()
+    along = split(block.products(xs, grads))
+    for grad, x, inner_product, scratch in zip(grads, xs, along, block.scratch, strict=True):
+        torch.addcmul(grad, x, inner_product, value=-1, out=scratch)  # the part of grad that is tangent at x
+    torch._foreach_lerp_(ms, block.scratch, 1 - beta1)
+    v = torch.cat(vs).mul_(beta2).add_(block.squares(block.scratch), alpha=1 - beta2)
+    torch._foreach_copy_(vs, split(v))
+    scale = lr / (1 - beta1**step) / (v / (1 - beta2**step)).sqrt_().add_(eps)
+    length = block.squares(ms).sqrt_()
+    cos, sin = torch.cos(scale * length), torch.sin(scale * length)
+    for x, turn, scratch in zip(xs, split(length * sin), block.scratch, strict=True):
+        torch.mul(x, turn, out=scratch)
+    torch._foreach_mul_(xs, split(cos))
+    torch._foreach_addcmul_(xs, ms, split(sin / length.clamp_min(tiny)), value=-1)
+    torch._foreach_mul_(ms, split(cos))
+    torch._foreach_add_(ms, block.scratch)
+
+
+class AdamG(AdamLike):
     """Adam along the geodesics of the unit sphere of every group of weights (arXiv:1709.09603).
 
     In parameter groups with channel_wise=True or channel_dims every group of weights is scaled to norm 1 at its first
@@ -56,6 +86,7 @@ class AdamG(GroupedOptimizer):
         weight_decay: coupled L2 where the step is Adam's.
         channel_wise: True for weights whose output channels (dim 0) a normalization layer makes scale invariant.
         channel_dims: the dims that tell the groups apart, [] for the whole tensor; wins over channel_wise.
+        foreach, fused, capturable: how the step is computed; see `GroupedOptimizer`.
         These options may also be given per parameter group.
     Errors:
         ValueError for an option out of range.
@@ -71,6 +102,9 @@ class AdamG(GroupedOptimizer):
         *,
         channel_wise: bool = False,
         channel_dims: Sequence[int] | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -79,16 +113,40 @@ class AdamG(GroupedOptimizer):
             "weight_decay": weight_decay,
             "channel_wise": channel_wise,
             "channel_dims": channel_dims,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
 
-    def update(self, x: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        dims = dims_of(x, group)
-        exp_avg, exp_avg_sq, step = adam_state(state, x, dims)
-        lr, betas, eps = float(group["lr"]), group["betas"], group["eps"]
-        if group_size(x, dims) == 1:
-            if group["weight_decay"] != 0:
-                grad = grad.add(x, alpha=group["weight_decay"])
-            adam_step_(x, grad, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps)
-        else:
-            adam_g_step_(x, grad, exp_avg, exp_avg_sq, dims=dims, step=step, lr=lr, betas=betas, eps=eps)
+    KERNEL = "adam_g"
+    DECAYS_ROWS = False
+
+    def update_rows(self, update: Update, grad: Tensor, step: Number, lr: Number) -> None:
+        state, group = update.state, update.group
+        adam_g_step_(
+            update.x,
+            grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            dims=update.dims,
+            step=step,
+            lr=lr,
+            betas=group["betas"],
+            eps=group["eps"],
+        )
+
+    def update_block(self, block: Block, group: dict[str, Any], step: Number, lr: Number) -> None:
+        adam_g_block_step_(block, step=step, lr=lr, betas=group["betas"], eps=group["eps"])
+
+    def numbers_of(self, updates: list[Update]) -> "list[Column]":
+        groups = [update.group for update in updates]
+        step_size, correction2 = self.corrected(updates)
+        return [
+            [1 - group["betas"][0] for group in groups],
+            [group["betas"][1] for group in groups],
+            [1 - group["betas"][1] for group in groups],
+            [group["eps"] for group in groups],
+            step_size,
+            correction2,
+        ]

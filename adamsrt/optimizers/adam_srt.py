@@ -6,45 +6,20 @@ Other libraries use the name AdamS for different methods.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamsrt.geometry import group_size, inner, inner_after_step, rescale_, transport_, zeros_per_group
-from adamsrt.optimizers.base import GroupedOptimizer, dims_of
+from adamsrt.geometry import group_size, inner, inner_after_step, rescale_, transport_
+from adamsrt.optimizers.adam import AdamLike
+from adamsrt.optimizers.base import Number
+from adamsrt.optimizers.blocks import Block
+from adamsrt.optimizers.update import Update
 
-
-def adam_state(state: dict[str, Any], x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, float]:
-    """Count a step and give (m, v, step); make the state at the first step. v holds one value per group."""
-    if not state:
-        # As torch's own: the step counter stays on the CPU, where reading it waits for no device.
-        state["step"] = torch.tensor(0.0, dtype=torch.float32)
-        state["exp_avg"] = torch.zeros_like(x, memory_format=torch.preserve_format)
-        is_split = group_size(x, dims) > 1
-        state["exp_avg_sq"] = zeros_per_group(x, dims) if is_split else torch.zeros_like(state["exp_avg"])
-    state["step"] += 1
-    return state["exp_avg"], state["exp_avg_sq"], float(state["step"])
-
-
-def adam_step_(
-    x: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    *,
-    step: float,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
-    """Take one step of Adam on x, with one group per element; x and both averages (of its shape) change in place."""
-    beta1, beta2 = betas
-    exp_avg.lerp_(grad, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    denominator = (exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
-    x.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
+if TYPE_CHECKING:
+    from adamsrt.optimizers.launch import Column
 
 
 def adam_srt_step_(
@@ -54,8 +29,8 @@ def adam_srt_step_(
     exp_avg_sq: Tensor,
     *,
     dims: tuple[int, ...],
-    step: float,
-    lr: float,
+    step: Number,
+    lr: Number,
     betas: tuple[float, float],
     eps: float,
     rt: bool,
@@ -66,7 +41,7 @@ def adam_srt_step_(
         x, grad, exp_avg: of one shape; exp_avg is the paper's m.
         exp_avg_sq: the paper's v, one value per group: the shape of x with `dims` reduced to 1.
         dims: the dims that sums run over; every group must have more than one element.
-        step: 1 at the first step.
+        step: 1 at the first step. step, lr: 0-dim tensors on the device of x where a graph is captured.
     Source: arXiv:2006.13382, Algorithm 1.
     """
     beta1, beta2 = betas
@@ -85,7 +60,34 @@ def adam_srt_step_(
     transport_(exp_avg, x, M, N, eps)
 
 
-class AdamSRT(GroupedOptimizer):
+def adam_srt_block_step_(
+    block: Block,
+    *,
+    step: Number,
+    lr: Number,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    rt: bool,
+) -> None:
+    """Take the same step on a block of rows at once, in place and without temporaries of its size."""
+    beta1, beta2 = betas
+    grads = block.decayed_grads(weight_decay)
+    torch._foreach_lerp_(block.ms, grads, 1 - beta1)
+    v = torch.cat(block.vs).mul_(beta2).add_(block.squares(grads), alpha=1 - beta2)
+    denominator = v.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
+    a = block.sizes**0.5 * (lr / (1 - beta1**step)) / denominator
+    if rt:
+        A = block.squares(block.xs)
+        M, N = inner_after_step(A, block.products(block.ms, block.xs), block.squares(block.ms), a)
+        rescale_(v, A, N, eps)
+    torch._foreach_copy_(block.vs, block.split(v))
+    torch._foreach_addcmul_(block.xs, block.ms, block.split(a), value=-1)
+    if rt:
+        block.transport(M, N, eps)
+
+
+class AdamSRT(AdamLike):
     """Adam on the spheres of scale-invariant weights, with rescaling and transport (arXiv:2006.13382, Algorithm 1).
 
     After every step v is rescaled to the new radius, and the momentum is rescaled and transported to the tangent space
@@ -97,6 +99,7 @@ class AdamSRT(GroupedOptimizer):
         channel_wise: True for weights whose output channels (dim 0) a normalization layer makes scale invariant.
         channel_dims: the dims that tell the groups apart, [] for the whole tensor; wins over channel_wise.
         rt: False leaves rescaling and transport out, which gives AdamS.
+        foreach, fused, capturable: how the step is computed; see `GroupedOptimizer`.
         These options may also be given per parameter group.
     Errors:
         ValueError for an option out of range.
@@ -113,6 +116,9 @@ class AdamSRT(GroupedOptimizer):
         channel_wise: bool = False,
         channel_dims: Sequence[int] | None = None,
         rt: bool = True,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -122,21 +128,54 @@ class AdamSRT(GroupedOptimizer):
             "channel_wise": channel_wise,
             "channel_dims": channel_dims,
             "rt": rt,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
 
-    def update(self, x: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        dims = dims_of(x, group)
-        exp_avg, exp_avg_sq, step = adam_state(state, x, dims)
-        if group["weight_decay"] != 0:
-            grad = grad.add(x, alpha=group["weight_decay"])
-        lr, betas, eps = float(group["lr"]), group["betas"], group["eps"]
-        if group_size(x, dims) == 1:
-            adam_step_(x, grad, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps)
-        else:
-            adam_srt_step_(
-                x, grad, exp_avg, exp_avg_sq, dims=dims, step=step, lr=lr, betas=betas, eps=eps, rt=group["rt"]
-            )
+    KERNEL = "adam_srt"
+
+    def update_rows(self, update: Update, grad: Tensor, step: Number, lr: Number) -> None:
+        state, group = update.state, update.group
+        adam_srt_step_(
+            update.x,
+            grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            dims=update.dims,
+            step=step,
+            lr=lr,
+            betas=group["betas"],
+            eps=group["eps"],
+            rt=group["rt"],
+        )
+
+    def update_block(self, block: Block, group: dict[str, Any], step: Number, lr: Number) -> None:
+        adam_srt_block_step_(
+            block,
+            step=step,
+            lr=lr,
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            rt=group["rt"],
+        )
+
+    def numbers_of(self, updates: list[Update]) -> "list[Column]":
+        groups = [update.group for update in updates]
+        step_size, correction2 = self.corrected(updates)
+        root2 = correction2.sqrt() if isinstance(correction2, Tensor) else [each**0.5 for each in correction2]
+        return [
+            [1 - group["betas"][0] for group in groups],
+            [group["betas"][1] for group in groups],
+            [1 - group["betas"][1] for group in groups],
+            [group["eps"] for group in groups],
+            [group["weight_decay"] for group in groups],
+            step_size,
+            root2,
+            [float(group["rt"]) for group in groups],
+        ]
 
 
 class AdamS(AdamSRT):
@@ -155,7 +194,20 @@ class AdamS(AdamSRT):
         *,
         channel_wise: bool = False,
         channel_dims: Sequence[int] | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
-            params, lr, betas, eps, weight_decay, channel_wise=channel_wise, channel_dims=channel_dims, rt=False
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            channel_wise=channel_wise,
+            channel_dims=channel_dims,
+            rt=False,
+            foreach=foreach,
+            fused=fused,
+            capturable=capturable,
         )

@@ -1,14 +1,25 @@
-"""What the optimizers with groups share: options and their checks, the walk over the parameters, state dicts."""
+"""What the optimizers with groups share: the walk over the parameters and the choice of how to compute a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from adamsrt.geometry import group_dtype, summed_dims
+from adamsrt.geometry import group_dtype
+from adamsrt.optimizers.blocks import Block, block_limit, blocks_of, scratch_size
+from adamsrt.optimizers.options import check_options, check_parameter, dims_of, lr_of
+from adamsrt.optimizers.update import Update, options_of
+from adamsrt.optimizers.ways import Way, partition
+
+if TYPE_CHECKING:
+    from adamsrt.optimizers.launch import Column, Launcher
+
+CPU = torch.device("cpu")
+MAX_KEPT = 16
+Number = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -27,35 +38,61 @@ class OptimizerEntry:
 
 
 class GroupedOptimizer(Optimizer):
-    """A torch optimizer whose parameters are split into groups of weights; a subclass defines `update`.
+    """A torch optimizer whose parameters are split into groups of weights; a subclass gives the formulas of one step.
 
+    A step is computed in one of three ways that agree to rounding, named as in torch.optim:
+
+    - fused: one Triton kernel for all weights with groups, torch's own fused step for the others. For GPUs.
+    - foreach: blocks of rows that stay in the cache, small tensors together. Takes float32 and float64.
+    - for-loop: one parameter after another, operation by operation. Takes everything.
+
+    Args:
+        foreach, fused: True asks for that way, False alone for the for-loop. Both None, the default: fused on a GPU
+            where Triton works, otherwise foreach. A parameter that a way cannot take (by its dtype, or as its groups
+            do not lie in one piece in memory) takes the next one of the list.
+        capturable: True makes the step fit for a CUDA graph: the step counters lie on the device, and lr may.
     Errors:
         ValueError for an option out of range, TypeError as torch raises it.
     """
 
+    MOMENTUM: str  # the name of the momentum in the state
+    SECOND_MOMENT: str | None = None  # the name of v
+    KERNEL: str  # the name of its function in `kernels`
+    DECAYS_ROWS = True  # False where weight_decay does nothing for groups of several elements
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        _check_options(defaults)
+        self._forget()
+        check_options(defaults)
         super().__init__(params, defaults)
+
+    def _forget(self) -> None:
+        """Drop what can be made again; it is in no state dict, pickle or copy."""
+        self._options: list[Hashable] = []
+        self._updates: dict[int, Update] = {}
+        self._blocks: dict[tuple[Update, ...], list[Block]] = {}
+        self._launcher: Launcher | None = None
+        self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add and check a parameter group. The given dict stays as it is, so that it can serve another optimizer."""
         super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
         try:
-            _check_options(self.param_groups[-1])
+            check_options(self.param_groups[-1])
             for x in self.param_groups[-1]["params"]:
-                _check_parameter(x, self.param_groups[-1])
+                check_parameter(x, self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._forget()
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)  # a state dict saved before this option existed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave, from any device."""
+        """Load what `state_dict()` gave, from any device and any way to compute the step."""
         super().load_state_dict(state_dict)
         # torch has cast all state to the dtype of the parameter, but values per group are float32 at least.
         saved_ids = (saved_id for group in state_dict["param_groups"] for saved_id in group["params"])
@@ -70,63 +107,158 @@ class GroupedOptimizer(Optimizer):
         """Take one step and give the closure's loss. Parameters without a gradient are skipped.
 
         Errors:
-            RuntimeError for a sparse gradient.
+            RuntimeError for a sparse gradient, fused=True where it cannot be had, or a CUDA graph without capturable.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for x in group["params"]:
-                if x.grad is None:
-                    continue
-                if x.grad.layout is not torch.strided:
-                    name = type(self).__name__
-                    raise RuntimeError(f"{name} needs dense gradients, got a sparse one; use torch.optim.SparseAdam")
-                self.update(x, x.grad, self.state[x], group)
+        if _is_captured() and not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError("a step in a CUDA graph must be capturable; build the optimizer with capturable=True")
+        options = [options_of(group) for group in self.param_groups]
+        if options != self._options:
+            self._forget()
+            self._options = options
+        updates = [
+            self._update_of(x, x.grad, group)
+            for group in self.param_groups
+            for x in group["params"]
+            if x.grad is not None
+        ]
+        by_way = partition(updates, lambda update: update.way)
+        self._count_steps(updates)
+        for update in by_way[Way.FOR_LOOP]:
+            self._step_one(update)
+        for members in partition(by_way[Way.FOREACH], self._kind_of_block).values():
+            self._step_blocks(members)
+        for members in partition(by_way[Way.FUSED], _kind_of_launch).values():
+            self._step_fused(members)
+        for update in updates:
+            update.let_go()
         return loss
 
-    def update(self, x: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """Update one parameter and its state in place; grad is read only."""
+    def _update_of(self, x: Tensor, grad: Tensor, group: dict[str, Any]) -> Update:
+        """Give what the step of one parameter needs; make its state at the first step."""
+        update, state = self._updates.get(id(x)), self.state[x]
+        if update is not None and update.state is state and update.group is group and update.renew(grad):
+            return update
+        if grad.layout is not torch.strided:
+            name = type(self).__name__
+            raise RuntimeError(f"{name} needs dense gradients, got a sparse one; use torch.optim.SparseAdam")
+        if not state:
+            self.init_state(x, dims_of(x, group), state)
+        self._blocks.clear()
+        update = self._updates[id(x)] = Update(x, grad, state, group, (self.MOMENTUM, self.SECOND_MOMENT), self.KERNEL)
+        return update
+
+    def _count_steps(self, updates: list[Update]) -> None:
+        """Count a step of every parameter, on the CPU, where reading waits for no device, or where it is needed."""
+        if self.SECOND_MOMENT is None:
+            return  # its formulas know no step
+        for update in updates:
+            on_device = update.group["capturable"] or (update.way is Way.FUSED and update.size == 1)
+            device = update.x.device if on_device else CPU
+            if update.state["step"].device != device:
+                update.state["step"] = update.state["step"].to(device)
+        for members in partition(updates, lambda update: update.state["step"].device).values():
+            steps = [update.state["step"] for update in members]
+            torch._foreach_add_(steps, torch.ones((), device=steps[0].device), alpha=1)  # 1 alone becomes many tensors
+            if steps[0].device == CPU:
+                for update, step in zip(members, torch.stack(steps).tolist(), strict=True):
+                    update.step = step
+        for update in updates:
+            if update.group["capturable"]:
+                update.step = update.state["step"]
+
+    def _kind_of_block(self, update: Update) -> Hashable:
+        """Give what the members of a block share: options, device, dtype and step."""
+        step = id(update) if update.group["capturable"] else update.step
+        return id(update.group), update.x.device, update.x.dtype, update.size == 1, step
+
+    def _step_one(self, update: Update) -> None:
+        x, grad, weight_decay = update.x, update.grad, update.group["weight_decay"]
+        if weight_decay != 0 and (update.size == 1 or self.DECAYS_ROWS):
+            grad = grad.add(x, alpha=weight_decay)
+        take = self.update_element if update.size == 1 else self.update_rows
+        take(update, grad, _in_float64(update.step), lr_of(update.group))
+
+    def _step_blocks(self, updates: list[Update]) -> None:
+        group, step, lr = updates[0].group, _in_float64(updates[0].step), lr_of(updates[0].group)
+        take = self.update_elements if updates[0].size == 1 else self.update_block
+        for block in self._blocks_of(updates):
+            take(block, group, step, lr)
+
+    def _blocks_of(self, updates: list[Update]) -> list[Block]:
+        """Give the blocks of these updates, kept from step to step, as is the scratch buffer that all of them share."""
+        members = tuple(updates)
+        if members not in self._blocks:
+            rows = [update.rows for update in updates if update.rows is not None]
+            x = rows[0].x
+            limit = block_limit(x.device)
+            size = scratch_size(rows, limit)
+            scratch = self._scratch.get((x.device, x.dtype))
+            if scratch is None or len(scratch) < size:
+                scratch = self._scratch[x.device, x.dtype] = torch.empty(size, device=x.device, dtype=x.dtype)
+                self._blocks.clear()
+            if len(self._blocks) >= MAX_KEPT:  # other parameters have gradients at every step
+                self._blocks.clear()
+            self._blocks[members] = blocks_of(rows, limit, scratch)
+        return self._blocks[members]
+
+    def _step_fused(self, updates: list[Update]) -> None:
+        """Take a step on updates of one device, dtype and mode: one launch for all rows, of all parameter groups."""
+        rows = [update for update in updates if update.size > 1]
+        if rows:
+            if self._launcher is None:
+                from adamsrt.optimizers.launch import Launcher  # needs Triton
+
+                self._launcher = Launcher(self.KERNEL)
+            self._launcher([update.rows for update in rows if update.rows is not None], self.numbers_of(rows))
+        elements = [update for update in updates if update.size == 1]
+        for members in partition(elements, lambda update: id(update.group)).values():
+            self.update_elements_fused(members, members[0].group)
+
+    # What a subclass defines. `rows` are groups of several elements, `elements` are groups of one; every function
+    # changes weights and state in place and leaves the gradient. step: 1 at the first. step, lr: 0-dim tensors in
+    # capturable mode.
+
+    def init_state(self, x: Tensor, dims: tuple[int, ...], state: dict[str, Any]) -> None:
+        """Make the state of one parameter before its first step."""
+        raise NotImplementedError
+
+    def update_rows(self, update: Update, grad: Tensor, step: Number, lr: Number) -> None:
+        """Update one parameter; grad has the weight decay in it."""
+        raise NotImplementedError
+
+    def update_element(self, update: Update, grad: Tensor, step: Number, lr: Number) -> None:
+        """Update one parameter, each element for itself; grad has the weight decay in it."""
+        raise NotImplementedError
+
+    def update_block(self, block: Block, group: dict[str, Any], step: Number, lr: Number) -> None:
+        """Update a block of rows (r, d)."""
+        raise NotImplementedError
+
+    def update_elements(self, block: Block, group: dict[str, Any], step: Number, lr: Number) -> None:
+        """Update a block of elements (n, 1)."""
+        raise NotImplementedError
+
+    def numbers_of(self, updates: list[Update]) -> "list[Column]":
+        """Give the numbers that the kernel takes, one column each; the updates are of one device and dtype."""
+        raise NotImplementedError
+
+    def update_elements_fused(self, updates: list[Update], group: dict[str, Any]) -> None:
+        """Update all elements of one device, dtype and parameter group; needed where there is a second moment."""
         raise NotImplementedError
 
 
-def dims_of(x: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Give the dims of x that sums run over, under the options of its parameter group."""
-    return summed_dims(x.ndim, channel_dims=group["channel_dims"], channel_wise=group["channel_wise"])
+def _kind_of_launch(update: Update) -> Hashable:
+    return update.x.device, update.x.dtype, update.group["capturable"]
 
 
-def _check_parameter(x: Tensor, group: dict[str, Any]) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"parameters must be real floating-point tensors, got {x.dtype}")
-    dims_of(x, group)
+def _in_float64(step: Number) -> Number:
+    return step.double() if isinstance(step, Tensor) else step  # 1 - 0.999 has lost half of its digits in float32
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    """Check all but channel_dims, whose range depends on the parameter."""
-    lr = options["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr must have one element, got a tensor of shape {tuple(lr.shape)}")
-    _check_range("lr", lr, "finite and >= 0", lambda value: 0 <= value < float("inf"))
-    _check_range("weight_decay", options["weight_decay"], "finite and >= 0", lambda value: 0 <= value < float("inf"))
-    if "betas" in options:
-        betas = options["betas"]
-        if not isinstance(betas, list | tuple) or len(betas) != 2:
-            raise ValueError(f"betas must be a pair of numbers in [0, 1), got {betas!r}")
-        for index, beta in enumerate(betas):
-            _check_range(f"betas[{index}]", beta, "in [0, 1)", lambda value: 0 <= value < 1)
-        _check_range("eps", options["eps"], "finite and >= 0", lambda value: 0 <= value < float("inf"))
-    if "momentum" in options:
-        _check_range("momentum", options["momentum"], "in [0, 1)", lambda value: 0 <= value < 1)
-        _check_range("dampening", options["dampening"], "in [0, 1]", lambda value: 0 <= value <= 1)
-    if not isinstance(options["channel_wise"], bool):
-        raise ValueError(f"channel_wise must be True or False, got {options['channel_wise']!r}")
-
-
-def _check_range(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number {rule}, got {value!r}") from None
-    if isinstance(value, str) or not holds(number):
-        raise ValueError(f"{name} must be {rule}, got {value}")
+def _is_captured() -> bool:
+    has_used_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return has_used_gpu and torch.cuda.is_current_stream_capturing()

@@ -4,17 +4,31 @@ Source: "Spherical Perspective on Learning with Normalization Layers", arXiv:200
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamsrt.geometry import group_size, inner, inner_after_step, transport_
-from adamsrt.optimizers.base import GroupedOptimizer, dims_of
+from adamsrt.geometry import inner, inner_after_step, transport_
+from adamsrt.optimizers.base import GroupedOptimizer, Number
+from adamsrt.optimizers.blocks import Block
+from adamsrt.optimizers.options import lr_of
+from adamsrt.optimizers.update import Update
+
+if TYPE_CHECKING:
+    from adamsrt.optimizers.launch import Column
 
 
-def sgd_mrt_step_(x: Tensor, momentum_buffer: Tensor, *, dims: tuple[int, ...], lr: float) -> None:
+def descend_(x: Tensor, b: Tensor, lr: Number) -> None:
+    """x <- x - lr b in place, for a number or a 0-dim tensor."""
+    if isinstance(lr, Tensor):
+        x.sub_(b * lr)
+    else:
+        x.add_(b, alpha=-lr)
+
+
+def sgd_mrt_step_(x: Tensor, momentum_buffer: Tensor, *, dims: tuple[int, ...], lr: Number) -> None:
     """Move the weights along the momentum and transport the momentum there, both in place.
 
     Args:
@@ -24,8 +38,31 @@ def sgd_mrt_step_(x: Tensor, momentum_buffer: Tensor, *, dims: tuple[int, ...], 
     """
     b = momentum_buffer
     M, N = inner_after_step(inner(x, x, dims), inner(b, x, dims), inner(b, b, dims), lr)
-    x.add_(b, alpha=-lr)
+    descend_(x, b, lr)
     transport_(b, x, M, N)
+
+
+def sgd_block_step_(
+    block: Block, *, lr: Number, momentum: float, dampening: float, weight_decay: float, transport: bool
+) -> None:
+    """Take one step of SGD-MRT on a block of rows at once, in place and without temporaries of its size.
+
+    Args:
+        transport: False for groups of a single element, where it is SGD.
+    """
+    xs, bs = block.xs, block.ms
+    torch._foreach_mul_(bs, momentum)
+    torch._foreach_add_(bs, block.decayed_grads(weight_decay), alpha=1 - dampening)
+    if transport:
+        M, N = inner_after_step(block.squares(xs), block.products(bs, xs), block.squares(bs), lr)
+    if isinstance(lr, Tensor):
+        torch._foreach_copy_(block.scratch, bs)
+        torch._foreach_mul_(block.scratch, lr)
+        torch._foreach_sub_(xs, block.scratch)
+    else:
+        torch._foreach_add_(xs, bs, alpha=-lr)
+    if transport:
+        block.transport(M, N)
 
 
 class SGDMRT(GroupedOptimizer):
@@ -40,10 +77,14 @@ class SGDMRT(GroupedOptimizer):
         weight_decay: coupled L2, as in torch.optim.SGD.
         channel_wise: True for weights whose output channels (dim 0) a normalization layer makes scale invariant.
         channel_dims: the dims that tell the groups apart, [] for the whole tensor; wins over channel_wise.
+        foreach, fused, capturable: how the step is computed; see `GroupedOptimizer`.
         These options may also be given per parameter group.
     Errors:
         ValueError for an option out of range.
     """
+
+    MOMENTUM = "momentum_buffer"
+    KERNEL = "sgd_mrt"
 
     def __init__(
         self,
@@ -55,6 +96,9 @@ class SGDMRT(GroupedOptimizer):
         *,
         channel_wise: bool = False,
         channel_dims: Sequence[int] | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -63,17 +107,61 @@ class SGDMRT(GroupedOptimizer):
             "weight_decay": weight_decay,
             "channel_wise": channel_wise,
             "channel_dims": channel_dims,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
 
-    def update(self, x: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(x, memory_format=torch.preserve_format)
-        if group["weight_decay"] != 0:
-            grad = grad.add(x, alpha=group["weight_decay"])
-        b, lr, dims = state["momentum_buffer"], float(group["lr"]), dims_of(x, group)
-        b.mul_(group["momentum"]).add_(grad, alpha=1 - group["dampening"])
-        if group_size(x, dims) == 1:
-            x.add_(b, alpha=-lr)
-        else:
-            sgd_mrt_step_(x, b, dims=dims, lr=lr)
+    def init_state(self, x: Tensor, dims: tuple[int, ...], state: dict[str, Any]) -> None:
+        state["momentum_buffer"] = torch.zeros_like(x, memory_format=torch.preserve_format)
+
+    def update_element(self, update: Update, grad: Tensor, step: Number, lr: Number) -> None:
+        descend_(update.x, self._buffer(update, grad), lr)
+
+    def update_rows(self, update: Update, grad: Tensor, step: Number, lr: Number) -> None:
+        sgd_mrt_step_(update.x, self._buffer(update, grad), dims=update.dims, lr=lr)
+
+    def _buffer(self, update: Update, grad: Tensor) -> Tensor:
+        """Give the momentum with the new gradient in it."""
+        b: Tensor = update.state["momentum_buffer"]
+        return b.mul_(update.group["momentum"]).add_(grad, alpha=1 - update.group["dampening"])
+
+    def update_block(self, block: Block, group: dict[str, Any], step: Number, lr: Number) -> None:
+        self._update_block(block, group, lr, transport=True)
+
+    def update_elements(self, block: Block, group: dict[str, Any], step: Number, lr: Number) -> None:
+        self._update_block(block, group, lr, transport=False)
+
+    def _update_block(self, block: Block, group: dict[str, Any], lr: Number, *, transport: bool) -> None:
+        sgd_block_step_(
+            block,
+            lr=lr,
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            weight_decay=group["weight_decay"],
+            transport=transport,
+        )
+
+    def numbers_of(self, updates: list[Update]) -> "list[Column]":
+        groups = [update.group for update in updates]
+        lrs = [lr_of(group) for group in groups]
+        return [
+            [group["momentum"] for group in groups],
+            [1 - group["dampening"] for group in groups],
+            [group["weight_decay"] for group in groups],
+            _column(lrs, updates[0].x.device),
+        ]
+
+
+def _column(values: list[Number], device: torch.device) -> "Column":
+    """Give numbers as they are, and with a tensor among them as one tensor on the device."""
+    if not any(isinstance(value, Tensor) for value in values):
+        return [float(value) for value in values]
+    # full, not tensor: filled by a launch, which a graph can capture, and not by a copy
+    return torch.stack(
+        [
+            value.to(device) if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float64, device=device)
+            for value in values
+        ]
+    )

@@ -7,7 +7,14 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from adamsrt.dataloaders.images import ImageLoader, ImageSet, flip_and_crop, normalization_table, normalize
+from adamsrt.dataloaders.images import (
+    ImageLoader,
+    ImageSet,
+    flip_and_crop,
+    look_up,
+    normalization_table,
+    normalize,
+)
 from adamsrt.dataloaders.loader import generator_for, split_examples
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -40,6 +47,13 @@ def test_normalization_equals_torchvision_bit_for_bit(mean, std):
     result = normalize(images, normalization_table(mean, std))
     assert result.dtype == torch.float32
     assert torch.equal(result[0], expected)
+
+
+@pytest.mark.parametrize(("scale", "channels"), [(255, 3), (16, 1)])
+def test_a_gpu_looks_up_the_bits_that_a_cpu_computes(scale, channels):
+    table = normalization_table(MEAN[:channels], STD[:channels], scale=scale)
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, channels, -1, -1)
+    assert torch.equal(look_up(images, table.entries), normalize(images, table))
 
 
 def test_table_without_normalization_equals_to_tensor():
@@ -103,6 +117,32 @@ def test_epoch_depends_on_seed_and_epoch_only():
     next(iter(again))
     assert torch.equal(epoch_of(again)[0], epochs[1][0])
     assert not torch.equal(epoch_of(training_loader(image_set, seed=1))[1], epochs[0][1])
+
+
+def test_an_epoch_prepared_at_once_is_the_epoch_prepared_by_batch(monkeypatch):
+    by_batch = epoch_of(training_loader(random_set(40)))
+    for images_at_once in (33, 10**9):
+        monkeypatch.setattr(ImageLoader, "_images_at_once", lambda loader, number=images_at_once: number)
+        loader = training_loader(random_set(40))
+        assert [len(labels) for _, labels in loader] == [16, 16, 8]
+        loader.set_epoch(0)
+        for part, expected in zip(epoch_of(loader), by_batch, strict=True):
+            assert torch.equal(part, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_bits():
+    image_set, table = random_set(100), normalization_table(MEAN, STD)
+    options = {"batch_size": 16, "shuffle": True, "padding": 4, "flip": True, "seed": 3}
+    on_cpu, on_gpu = (epoch_of(ImageLoader(image_set, table, device=device, **options)) for device in ("cpu", "cuda"))
+    for part, expected in zip(on_gpu, on_cpu, strict=True):
+        assert torch.equal(part.cpu(), expected)
+
+
+def test_batches_are_contiguous_and_fresh():
+    (first, _), (second, _), *_ = training_loader(random_set(40))
+    assert first.is_contiguous()
+    assert first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr()
 
 
 def test_global_random_state_is_left_alone():

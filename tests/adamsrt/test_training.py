@@ -14,7 +14,7 @@ from adamsrt import training as training_module
 from adamsrt.dataloaders import DATASETS
 from adamsrt.models import MODELS
 from adamsrt.optimizers import OPTIMIZERS
-from adamsrt.training import EpochResult, Training, TrainingSpec, evaluate, lr_drop_epochs, train_epoch
+from adamsrt.training import EpochResult, Training, TrainingSpec, evaluate, lr_drop_epochs, norms, train_epoch
 
 HYPER_PARAMETERS = {
     "adamsrt": {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 1e-4},
@@ -392,3 +392,41 @@ def test_the_spec_reaches_the_data(monkeypatch):
         "device": "cpu",
         "valid_split": 0.3,
     }
+
+
+class TestNorms:
+    """What is measured of the scale-invariant weights after an epoch."""
+
+    def test_equal_numpys_in_float64(self):
+        generator = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((5, 3, 3, 3), (7, 4, 1, 1))]
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        rows = [row for weight in weights for row in weight.detach().double().numpy().reshape(len(weight), -1)]
+        grads = [row for weight in weights for row in weight.grad.double().numpy().reshape(len(weight), -1)]
+        measured = norms(weights, lr=0.3)
+        expected = {
+            "weight_norm": np.mean([np.linalg.norm(row) for row in rows]),
+            "grad_norm": np.mean([np.linalg.norm(row) for row in grads]),
+            "effective_lr": np.mean([0.3 / np.dot(row, row) for row in rows]),
+        }
+        assert measured == pytest.approx(expected, rel=1e-12)
+
+    def test_a_weight_without_a_gradient_counts_as_zero(self):
+        weights = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(2, 3))]
+        weights[0].grad = torch.full((2, 3), 2.0)
+        assert norms(weights, lr=0.1)["grad_norm"] == pytest.approx(12**0.5 / 2)
+
+    def test_the_effective_lr_follows_the_learning_rate_where_the_weights_stay_on_their_spheres(self):
+        """Epochs 1, 2 and 2: the rate drops tenfold after epoch 1, then hundredfold; AdamSRT hardly moves the norms."""
+        training = Training(digits_spec())
+        results = [training.run_epoch() for _ in range(3)]
+        assert [result.lr for result in results] == pytest.approx([1e-3, 1e-4, 1e-6])
+        for result in results:
+            assert result.effective_lr == pytest.approx(
+                norms(training.model.conv_params(), lr=result.lr)["effective_lr"], rel=0.05
+            )
+        assert results[0].effective_lr / results[1].effective_lr == pytest.approx(10, rel=0.05)
+        assert results[1].effective_lr / results[2].effective_lr == pytest.approx(100, rel=0.05)
+        last = norms(training.model.conv_params(), lr=results[2].lr)
+        assert (last["weight_norm"], last["grad_norm"]) == (results[2].weight_norm, results[2].grad_norm)

@@ -1,0 +1,147 @@
+"""Adam itself, for groups of a single element, and the state (m, v, step) of the optimizers built on it."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adamsrt.geometry import group_size, zeros_per_group
+from adamsrt.optimizers.base import GroupedOptimizer, Number
+from adamsrt.optimizers.blocks import Block
+from adamsrt.optimizers.options import lr_of
+from adamsrt.optimizers.update import Update
+from adamsrt.optimizers.ways import partition
+
+if TYPE_CHECKING:
+    from adamsrt.optimizers.launch import Column
+
+MAX_PACKED = 1 << 16  # elements
+
+
+def adam_step_(
+    x: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    step: Number,
+    lr: Number,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """Take one step of Adam on x, with one group per element; x and both averages (of its shape) change in place.
+
+    Args:
+        step, lr: 0-dim tensors on the device of x where a graph is captured.
+    """
+    beta1, beta2 = betas
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    denominator = (exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
+    step_size = lr / (1 - beta1**step)
+    if isinstance(step_size, Tensor):
+        x.sub_(exp_avg.div(denominator).mul_(step_size))
+    else:
+        x.addcdiv_(exp_avg, denominator, value=-step_size)
+
+
+def adam_block_step_(
+    block: Block, *, step: Number, lr: Number, betas: tuple[float, float], eps: float, weight_decay: float
+) -> None:
+    """Take the same step on a block of elements (n, 1), equal to it bit for bit, without temporaries of its size."""
+    if len(block.xs) > 1 and block.num_elements <= MAX_PACKED:
+        _packed_step_(block, step=step, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        return
+    beta1, beta2 = betas
+    grads = block.decayed_grads(weight_decay)
+    for x, grad, m, v, scratch in zip(block.xs, grads, block.ms, block.vs, block.scratch, strict=True):
+        m.lerp_(grad, 1 - beta1)
+        v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        denominator = torch.sqrt(v, out=scratch).div_((1 - beta2**step) ** 0.5).add_(eps)
+        step_size = lr / (1 - beta1**step)
+        if isinstance(step_size, Tensor):
+            x.sub_(torch.div(m, denominator, out=scratch).mul_(step_size))
+        else:
+            x.addcdiv_(m, denominator, value=-step_size)
+
+
+def _packed_step_(block: Block, *, weight_decay: float, **options: Any) -> None:
+    """Take the step on one copy of many small tensors: fewer operations than one by one."""
+    x, grad, m, v = (torch.cat(tensors) for tensors in (block.xs, block.grads(), block.ms, block.vs))
+    if weight_decay != 0:
+        grad.add_(x, alpha=weight_decay)
+    adam_step_(x, grad, m, v, **options)
+    torch._foreach_copy_(block.xs + block.ms + block.vs, block.split(x) + block.split(m) + block.split(v))
+
+
+class AdamLike(GroupedOptimizer):
+    """An optimizer whose groups of a single element take steps of Adam."""
+
+    MOMENTUM = "exp_avg"
+    SECOND_MOMENT = "exp_avg_sq"
+
+    def init_state(self, x: Tensor, dims: tuple[int, ...], state: dict[str, Any]) -> None:
+        # As torch's own: the step counter stays on the CPU, where reading it waits for no device.
+        state["step"] = torch.tensor(0.0, dtype=torch.float32)
+        state["exp_avg"] = torch.zeros_like(x, memory_format=torch.preserve_format)
+        is_split = group_size(x, dims) > 1
+        state["exp_avg_sq"] = zeros_per_group(x, dims) if is_split else torch.zeros_like(state["exp_avg"])
+
+    def update_element(self, update: Update, grad: Tensor, step: Number, lr: Number) -> None:
+        state, group = update.state, update.group
+        adam_step_(
+            update.x,
+            grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            step=step,
+            lr=lr,
+            betas=group["betas"],
+            eps=group["eps"],
+        )
+
+    def update_elements(self, block: Block, group: dict[str, Any], step: Number, lr: Number) -> None:
+        adam_block_step_(
+            block,
+            step=step,
+            lr=lr,
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
+
+    def corrected(self, updates: list[Update]) -> "tuple[Column, Column]":
+        """Give lr / (1 - beta1^step) and 1 - beta2^step of every update, for a kernel."""
+        if not updates[0].group["capturable"]:
+            pairs = [(float(update.group["lr"]), update.group["betas"], float(update.step)) for update in updates]
+            return (
+                [lr / (1 - betas[0] ** step) for lr, betas, step in pairs],
+                [1 - betas[1] ** step for _, betas, step in pairs],
+            )
+        firsts, seconds = [], []
+        for members in partition(updates, lambda update: id(update.group)).values():
+            (beta1, beta2), lr = members[0].group["betas"], lr_of(members[0].group)
+            steps = torch.stack([update.state["step"] for update in members]).double()
+            firsts.append(lr / (1 - beta1**steps))
+            seconds.append(1 - beta2**steps)
+        return torch.cat(firsts), torch.cat(seconds)
+
+    def update_elements_fused(self, updates: list[Update], group: dict[str, Any]) -> None:
+        """Take torch's own fused step of Adam."""
+        rows = [update.rows for update in updates if update.rows is not None]
+        lr = lr_of(group)
+        torch._fused_adam_(
+            [each.x for each in rows],
+            [each.grad for each in rows],
+            [each.m for each in rows],
+            [each.v for each in rows if each.v is not None],
+            [],
+            [update.state["step"] for update in updates],
+            lr=lr.float() if isinstance(lr, Tensor) else lr,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )

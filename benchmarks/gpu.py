@@ -1,0 +1,264 @@
+"""What only a GPU can show, in under 8 minutes: kernels against the reference, equal bits of the loader, times.
+
+    python -m benchmarks.gpu              # prints Markdown; without a GPU one line
+
+Times of steps are those of CUDA events around ten steps, arms taking turns in every round. "As a graph" is the replay
+of a captured step: what the GPU needs, without the time that Python needs to launch it.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from adamsrt.models import build_model
+from adamsrt.optimizers import OPTIMIZERS, build_optimizer
+from benchmarks.optimizer_step import render_quartiles, render_row
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the formulas in float64
+
+TENSORS = [
+    ((64, 64, 3, 3), {"channel_wise": True}),
+    ((512, 512, 3, 3), {"channel_wise": True, "weight_decay": 0.05}),
+    ((16, 3, 3, 3), {"channel_wise": True}),
+    ((10, 9001), {"channel_wise": True}),
+    ((300, 500), {"channel_dims": []}),
+    ((8, 6, 5), {"channel_dims": [0, 1]}),
+    ((1000,), {"weight_decay": 0.05}),
+]
+MODELS, ROUNDS, STEPS_PER_ROUND, NUM_IMAGES, BATCH_SIZE = ("resnet18", "resnet20", "vgg16"), 15, 10, 50_000, 128
+TIME_LIMIT_S, WARM_UP_STEPS = 400, 2
+
+
+def draw(seed: int, shape: tuple[int, ...]) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return (x.to(memory_format=torch.channels_last) if len(shape) == 4 else x).cuda()
+
+
+def largest_error(name: str) -> float:
+    """Take 50 fused steps on tensors of every kind; give the largest error relative to the largest value."""
+    from optimizer_steps import REFERENCES
+    from reference import axes_of
+
+    formula, plain = REFERENCES[name]
+    xs = [draw(seed, shape).requires_grad_() for seed, (shape, _) in enumerate(TENSORS)]
+    groups = [{"params": [x], **own} for x, (_, own) in zip(xs, TENSORS, strict=True)]
+    optimizer = OPTIMIZERS[name].build(groups, fused=True, **plain)
+    expected, states = [x.detach().double().cpu().numpy() for x in xs], [{} for _ in xs]
+    for k in range(50):
+        for i, (x, (shape, own)) in enumerate(zip(xs, TENSORS, strict=True)):
+            x.grad = draw(100 + k * len(xs) + i, shape)
+            axes = axes_of(x.ndim, own.get("channel_dims"), own.get("channel_wise", False))
+            options = {**plain, "weight_decay": own.get("weight_decay", 0), "axes": axes}
+            expected[i], states[i] = formula(expected[i], x.grad.double().cpu().numpy(), states[i], **options)
+        optimizer.step()
+    results = [x.detach().double().cpu().numpy() for x in xs]
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results, expected, strict=True))
+
+
+def graph_difference(name: str) -> float:
+    """Replay a captured step while lr changes; give the largest difference to steps without a graph."""
+
+    def run(as_graph: bool) -> Tensor:
+        x = draw(1, (64, 64, 3, 3)).requires_grad_()
+        lr = torch.tensor(0.01, device="cuda")
+        groups = [{"params": [x], "channel_wise": True}, {"params": [y := draw(2, (100,)).requires_grad_()]}]
+        optimizer = OPTIMIZERS[name].build(groups, lr=lr, capturable=True)
+        x.grad, y.grad = draw(3, tuple(x.shape)), draw(4, tuple(y.shape))
+        if as_graph:
+            take: Callable[[], Any] = captured(optimizer)
+        else:
+            take = optimizer.step
+            for _ in range(WARM_UP_STEPS):
+                take()
+        for k in range(5):
+            lr.fill_(0.01 / (k + 1))
+            x.grad.copy_(draw(10 + k, tuple(x.shape)))
+            take()
+        return torch.cat([x.detach().flatten(), y.detach()])
+
+    return float((run(True) - run(False)).abs().max())
+
+
+def captured(optimizer: Optimizer) -> Callable[[], None]:
+    """Capture a step, after some that warm up on another stream."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP_STEPS):
+            optimizer.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    return graph.replay
+
+
+def same_bits() -> bool:
+    """Compare two epochs of the loader on CPU and GPU bit for bit."""
+    from adamsrt.dataloaders.images import ImageLoader, normalization_table
+
+    table = normalization_table((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    options: dict[str, Any] = {"batch_size": 1000, "shuffle": True, "padding": 4, "flip": True, "seed": 5}
+    on_cpu, on_gpu = (ImageLoader(random_images(10_000), table, device=device, **options) for device in ("cpu", "cuda"))
+    batches = [pair for _ in range(2) for pair in zip(on_cpu, on_gpu, strict=True)]
+    return all(torch.equal(a, c.cpu()) and torch.equal(b, d.cpu()) for (a, b), (c, d) in batches)
+
+
+def random_images(n: int) -> Any:
+    from adamsrt.dataloaders.images import ImageSet
+
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return ImageSet(images, torch.randint(10, (n,), generator=generator))
+
+
+def model_on_gpu(name: str, *, channels_last: bool = False) -> nn.Module:
+    model = build_model(name, num_classes=10, in_channels=3, image_size=32).cuda()
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def with_gradients(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 1e-2
+    return model
+
+
+def step_times(model: str) -> Iterator[str]:
+    """Time every arm; give the rows of a table."""
+
+    def peer(**options: bool) -> Optimizer:
+        return Adam(with_gradients(model_on_gpu(model)).parameters(), **options)
+
+    def ours(name: str, *, channels_last: bool = False, **options: bool) -> Optimizer:
+        momentum = {"momentum": 0.9} if name == "sgdmrt" else {}
+        optimizer = build_optimizer(name, with_gradients(model_on_gpu(model, channels_last=channels_last)), **momentum)
+        for group in optimizer.param_groups:
+            group.update(options)
+        return optimizer
+
+    arms: dict[str, Callable[[], Any]] = {
+        "Adam, fused": peer(fused=True).step,
+        "Adam, foreach": peer(foreach=True).step,
+        "AdamSRT": ours("adamsrt").step,
+        "AdamSRT, channels_last": ours("adamsrt", channels_last=True).step,
+        "AdamSRT, foreach": ours("adamsrt", foreach=True).step,
+        "AdamS": ours("adams").step,
+        "SGDMRT": ours("sgdmrt").step,
+        "AdamG": ours("adamg").step,
+        "Adam, fused, as a graph": captured(peer(fused=True, capturable=True)),
+        "AdamSRT, as a graph": captured(ours("adamsrt", capturable=True)),
+        "AdamS, as a graph": captured(ours("adams", capturable=True)),
+        "SGDMRT, as a graph": captured(ours("sgdmrt", capturable=True)),
+        "AdamG, as a graph": captured(ours("adamg", capturable=True)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for k in range(ROUNDS + 2):
+        for name, step in arms.items():
+            milliseconds = time_of(step)
+            if k >= 2:
+                times[name].append(milliseconds)
+    for name, values in times.items():
+        peer_name = "Adam, fused, as a graph" if "graph" in name else "Adam, fused"
+        ratios = [a / b for a, b in zip(values, times[peer_name], strict=True)]
+        yield render_row([model, name, f"{statistics.median(values) * 1e3:.1f}", render_quartiles(ratios)])
+
+
+def time_of(step: Callable[[], Any]) -> float:
+    """Give milliseconds per step, by CUDA events."""
+    step()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(STEPS_PER_ROUND):
+        step()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / STEPS_PER_ROUND
+
+
+class UnderAutocast(nn.Module):
+    """A model that computes in bfloat16 where that is safe."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            logits: Tensor = self.model(images)
+        return logits.float()
+
+
+def epoch_times(deadline_s: float) -> Iterator[str]:
+    """Time one training epoch each, after a warm-up of a tenth; give the rows of a table."""
+    from adamsrt.dataloaders.images import ImageLoader, normalization_table
+    from adamsrt.training import train_epoch
+
+    table = normalization_table((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    options: dict[str, Any] = {"batch_size": BATCH_SIZE, "shuffle": True, "padding": 4, "flip": True, "device": "cuda"}
+    loader = ImageLoader(random_images(NUM_IMAGES), table, **options)
+    short = ImageLoader(random_images(NUM_IMAGES // 10), table, **options)
+    start_s = time.perf_counter()
+    for images, _ in loader:
+        last = images
+    torch.cuda.synchronize()
+    yield render_row(["loader alone", "", "", f"{NUM_IMAGES / (time.perf_counter() - start_s):,.0f}"])
+    del last
+    for name in ("resnet18", "resnet20"):
+        for precision in ("bf16, channels_last", "tf32", "fp32"):
+            for optimizer_name in ("adam", "adamsrt"):
+                if time.perf_counter() > deadline_s:
+                    return
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+                half = precision.startswith("bf16")
+                model = model_on_gpu(name, channels_last=half)
+                optimizer = build_optimizer(optimizer_name, model)
+                trained = UnderAutocast(model) if half else model
+                train_epoch(trained, optimizer, short)
+                torch.cuda.synchronize()
+                start_s = time.perf_counter()
+                train_epoch(trained, optimizer, loader)
+                torch.cuda.synchronize()
+                rate = NUM_IMAGES / (time.perf_counter() - start_s)
+                yield render_row([name, precision, optimizer_name, f"{rate:,.0f}"])
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        say("no GPU: nothing measured")
+        return
+    start_s = time.perf_counter()
+    import triton
+
+    say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, {ROUNDS} rounds\n")
+    say("| optimizer | largest error of 50 fused steps | largest difference of a graph |\n|---|---|---|")
+    for name in ("adams", "adamsrt", "sgdmrt", "adamg"):
+        say(render_row([name, f"{largest_error(name):.1e}", f"{graph_difference(name):.1e}"]))
+    say("\n| model | step | microseconds | relative to Adam, fused |\n|---|---|---|---|")
+    for model in MODELS:
+        for row in step_times(model):
+            say(row)
+    try:
+        say(f"\nLoader, CPU and GPU: {'the same bits' if same_bits() else 'DIFFERENT BITS'}\n")
+        say("| model | precision | optimizer | images / s |\n|---|---|---|---|")
+        for row in epoch_times(start_s + TIME_LIMIT_S):
+            say(row)
+    except ImportError as error:
+        say(f"\nNo loader and no epochs: {error}")
+    say(f"\n{time.perf_counter() - start_s:.0f} s in all.")
+
+
+if __name__ == "__main__":
+    main()

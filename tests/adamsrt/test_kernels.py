@@ -1,0 +1,38 @@
+"""The Triton kernels: by Triton's interpreter against the reference, and compiled for a GPU that need not be there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from optimizer_steps import TOLERANCES
+
+pytest.importorskip("triton")
+TESTS = Path(__file__).parents[1]
+
+
+def run(script: str, *arguments: str, interpreted: bool) -> str:
+    path = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": str(int(interpreted)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(TESTS / script), *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(("name", "mode"), [("adamsrt", "plain"), ("sgdmrt", "plain"), ("adamg", "capturable")])
+def test_50_fused_steps_follow_the_reference(name, mode):
+    error = float(run("interpreted_kernels.py", name, "float32", mode, interpreted=True))
+    assert 0 < error < TOLERANCES[torch.float32][name]
+
+
+def test_the_kernels_compile_for_a_gpu_and_stay_in_its_registers():
+    lines = [line.split() for line in run("compiled_kernels.py", interpreted=False).splitlines()]
+    assert [name for name, *_ in lines] == ["adam_srt", "sgd_mrt", "adam_g"]
+    for name, loads_of_16_bytes, registers, stack_bytes in lines:
+        assert int(loads_of_16_bytes) >= 3  # x, gradient and m
+        assert int(registers) <= 128
+        # cos and sin put a few numbers on the stack for angles beyond any that occur here
+        assert int(stack_bytes) <= (64 if name == "adam_g" else 0)
