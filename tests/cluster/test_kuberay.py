@@ -1,0 +1,138 @@
+"""cluster/kuberay.yaml: Kubernetes' own schemas, Ray's own reading of a RayCluster, and the rules of this project.
+
+The fields of RayCluster and RayJob themselves are checked where KubeRay's definitions are at hand, in a folder that
+KUBERAY_CRDS names: no package brings them. `kubectl get crd rayclusters.ray.io rayjobs.ray.io -o json` prints them.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from mlflow.server.security_utils import is_allowed_host_header
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = "1.37"
+
+
+def documents() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((ROOT / "cluster/kuberay.yaml").read_text()))
+
+
+def document(kind: str) -> dict[str, Any]:
+    (found,) = [item for item in documents() if item["kind"] == kind]
+    return found
+
+
+def pod_templates() -> dict[str, dict[str, Any]]:
+    cluster = document("RayCluster")["spec"]
+    groups = {"head": cluster["headGroupSpec"], **{group["groupName"]: group for group in cluster["workerGroupSpecs"]}}
+    return {name: group["template"] for name, group in groups.items()}
+
+
+@pytest.mark.parametrize("item", documents(), ids=lambda item: f"{item['kind']}-{item['metadata']['name']}")
+def test_objects_of_kubernetes_are_valid(item: dict[str, Any]) -> None:
+    if item["apiVersion"].startswith("ray.io/"):
+        assert item["apiVersion"] == "ray.io/v1"
+        return
+    kubernetes_validate.validate(item, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("name", pod_templates())
+def test_pods_of_the_cluster_are_valid(name: str) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, **pod_templates()[name]}
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    broken = {**pod, "spec": {**pod["spec"], "restartpolicy": "Never"}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+
+
+def test_ray_reads_gpus_and_limits_from_it() -> None:
+    cluster = document("RayCluster")
+    cluster["metadata"]["namespace"] = "default"  # kubectl fills it in
+    config = _derive_autoscaling_config_from_ray_cr(cluster)
+    types = dict(config["available_node_types"])
+    head = types.pop(config["head_node_type"])
+    assert head["resources"]["CPU"] == 0 and "GPU" not in head["resources"]  # no trials on the head
+    assert {name: node["resources"]["GPU"] for name, node in types.items()} == {"gpu-1": 1, "gpu-4": 4}
+    assert all(node["min_workers"] == 0 and node["max_workers"] > 0 for node in types.values())
+    assert config["idle_timeout_minutes"] == 5
+
+
+def test_every_pod_authenticates_by_token() -> None:
+    spec = document("RayCluster")["spec"]
+    assert spec["authOptions"] == {"mode": "token"}  # the operator sets RAY_AUTH_MODE and the token on every pod
+    assert spec["enableInTreeAutoscaling"] is True and spec["autoscalerOptions"]["version"] == "v2"
+    assert all(template["spec"]["restartPolicy"] == "Never" for template in pod_templates().values())
+    assert not any(item["kind"] == "Secret" for item in documents())
+
+
+def test_mlflow_is_reached_from_the_cluster_only() -> None:
+    service = document("Service")
+    assert service["spec"]["type"] == "ClusterIP"
+    policy = document("NetworkPolicy")["spec"]
+    pods = document("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"] == service["spec"]["selector"] == pods
+    (rule,) = policy["ingress"]
+    cluster = document("RayCluster")["metadata"]["name"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"ray.io/cluster": cluster}}}]
+    (container,) = document("Deployment")["spec"]["template"]["spec"]["containers"]
+    address = f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    allowed = container["args"][container["args"].index("--allowed-hosts") + 1].split(",")
+    assert is_allowed_host_header(allowed, address)  # MLflow's own rule
+    assert is_allowed_host_header(allowed, "localhost:5000")  # kubectl port-forward
+    assert not is_allowed_host_header(allowed, "elsewhere.example:5000")
+    (head,) = pod_templates()["head"]["spec"]["containers"]
+    assert {"name": "MLFLOW_TRACKING_URI", "value": f"http://{address}"} in head["env"]
+
+
+def test_names_agree() -> None:
+    cluster, job = document("RayCluster"), document("RayJob")
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+    claims = {item["metadata"]["name"] for item in documents() if item["kind"] == "PersistentVolumeClaim"}
+    pods = [*pod_templates().values(), document("Deployment")["spec"]["template"]]
+    volumes = [volume for pod in pods for volume in pod["spec"]["volumes"]]
+    assert {volume["persistentVolumeClaim"]["claimName"] for volume in volumes} == claims
+    assert len({container["image"] for pod in pods for container in pod["spec"]["containers"]}) == 1
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_against_the_definitions_of_kuberay(kind: str) -> None:
+    folder = os.environ.get("KUBERAY_CRDS")
+    if not folder:
+        pytest.skip("KUBERAY_CRDS names no folder with KubeRay's definitions")
+    versions = [version for version in definitions(Path(folder), kind) if version["name"] == "v1"]
+    assert versions, f"no definition of {kind} in {folder}"
+    schema = strict(versions[0]["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(document(kind))
+    assert [f"{'/'.join(map(str, error.path))}: {error.message[:200]}" for error in errors] == []
+
+
+def definitions(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
+    for path in [*folder.glob("*.yaml"), *folder.glob("*.json")]:
+        for item in yaml.safe_load_all(path.read_text()) if path.suffix == ".yaml" else [json.loads(path.read_text())]:
+            for definition in item.get("items", [item]):
+                if definition["spec"]["names"]["kind"] == kind:
+                    yield from definition["spec"]["versions"]
+
+
+def strict(schema: Any) -> Any:
+    """The schema with unknown fields refused, as `kubectl apply` does."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: strict(value) for key, value in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    is_open = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not is_open:
+        schema["additionalProperties"] = False
+    return schema
