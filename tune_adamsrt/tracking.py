@@ -1,28 +1,52 @@
 """What of a search is in MLflow: an experiment per setting, a parent run per search, a child run per trial.
 
-The Observer methods only hand plain values to the background writer: a search neither waits for MLflow nor ends because
-of it. A resumed search goes on with its runs, which carry the study's key; what the driver before it did not get to
-send, because it was killed, is sent then.
+The Observer methods only note what has changed, and a background thread sends it: a search neither waits for MLflow nor
+ends because of it. The study is the spool: what did not get through is read from its records again, by the same search
+once the store answers, by a resumed search, or by `python -m tune_adamsrt.sync`. Runs carry the study's key, so that
+each finds what those before it have sent.
 """
 
-import itertools
-import json
-import math
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from tune_adamsrt.mlflow_run import Report, Run
+from tune_adamsrt.mlflow_run import Run
+from tune_adamsrt.mlflow_search import SearchRuns
+from tune_adamsrt.mlflow_sender import Sent
+from tune_adamsrt.mlflow_trials import TrialRuns
 from tune_adamsrt.mlflow_writer import Writer
-from tune_adamsrt.records import EpochReport, SearchInfo, SearchSummary, TrialRecord, TrialState
+from tune_adamsrt.records import EpochReport, SearchInfo, SearchSummary, TrialRecord
+from tune_adamsrt.undelivered import Undelivered, load_undelivered
 
-SPACE_FILE = "search_space.json"
 
-END_STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.STOPPED: "KILLED", TrialState.FAILED: "FAILED"}
+class TrialTracking:
+    """Has a writer send the runs of trials; an Observer of the runs that confirm a search."""
 
-# Tags of a run that a search was stopped in; they go when it runs again.
-PASSING_TAGS = ("ended_by", "reason", "stopped_at_epoch")
+    def __init__(self, runs: TrialRuns, writer: Writer) -> None:
+        self._runs = runs
+        self._writer = writer
+
+    def search_started(self, info: SearchInfo) -> None:
+        return None
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        if self._runs.of(trial) is None:
+            self._writer.add(self._runs.add(trial))
+            self._writer.wake()
+
+    def epoch_reported(self, trial: TrialRecord, report: EpochReport) -> None:
+        """Have what is new in `trial.epochs` sent."""
+        self.trial_started(trial)
+        self._writer.wake()
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        self.trial_started(trial)
+        self._runs.end(trial)
+        self._writer.wake()
+
+    def search_ended(self, summary: SearchSummary) -> None:
+        return None
 
 
 class Tracking:
@@ -31,8 +55,8 @@ class Tracking:
     Args:
         uri: from resolve_tracking_uri, checked by check_tracking_uri.
         on_warning: told of each kind of trouble once, in one line without secrets. Called from the background thread.
-        max_waiting_reports: epoch reports kept while the store does not answer; beyond it the oldest are dropped.
-        flush_interval_s: how long reports are gathered before they are sent together.
+        undelivered: the file that says what is missing, while something is; None where nobody asks later.
+        flush_interval_s: how long reports are gathered before they are sent together, at least.
     """
 
     def __init__(
@@ -40,195 +64,151 @@ class Tracking:
         uri: str,
         *,
         on_warning: Callable[[str], None] | None = None,
-        max_waiting_reports: int = 20_000,
+        undelivered: Undelivered | None = None,
         flush_interval_s: float = 1.0,
     ) -> None:
         self.uri = uri
-        self._writer = Writer(uri, on_warning, max_waiting_reports, flush_interval_s)
-        self._info: SearchInfo | None = None
-        self._search: Run | None = None
-        self._trials: dict[int, Run] = {}
-        self._ended: dict[TrialState, int] = dict.fromkeys(END_STATUS, 0)
-        self._best_value = -math.inf
-        self._epochs_spent = 0
+        self._writer = Writer(uri, on_warning, flush_interval_s)
+        self._undelivered = undelivered
+        self._runs: SearchRuns | None = None
+        self._trials: TrialTracking | None = None
+        self._is_closed = False
 
     @property
     def run_id(self) -> str | None:
-        """The parent run's id. Waits up to 5 seconds for it; None where the store does not answer."""
-        if self._search is None or not self._writer.is_answering:
+        """The parent run's id, also after close. Waits up to 5 seconds for it; None where the store does not answer."""
+        if self._runs is None:
             return None
-        self._search.is_created.wait(timeout=5.0)
-        return self._search.run_id
+        if self._writer.is_answering:
+            self._runs.search.is_created.wait(timeout=5.0)
+        return self._runs.search.run_id
+
+    @property
+    def sent(self) -> Sent:
+        """What went to MLflow so far."""
+        return self._writer.sent
 
     def search_started(self, info: SearchInfo) -> None:
         """Start the thread and the runs. Import Ray and Optuna before: the thread imports MLflow meanwhile."""
-        restored = info.restored if info.key else ()
-        ended = sorted((trial for trial in restored if trial.state in END_STATUS), key=_end_time)
-        self._info = info
-        self._search = self._writer.add_run(
-            info.name,
-            started_at=time.time(),
-            key=info.key,
-            passing_tags=PASSING_TAGS,
-            earlier=[(int(_end_time(trial) * 1000), step, self._count(trial)) for step, trial in enumerate(ended, 1)],
-        )
-        self._writer.tell(
-            self._search,
-            tags={
-                **info.tags,
-                "setting": info.setting,
-                "optimizer": info.optimizer,
-                "study_name": info.study_name,
-                "trials": info.trials,
-                "epochs": info.epochs,
-                "max_epochs_spent": info.max_epochs_spent,
-                "max_concurrent": info.max_concurrent,
-                "time_budget_s": "none" if info.time_budget_s is None else info.time_budget_s,
-            },
-            artifact=(SPACE_FILE, json.dumps(dict(info.space), indent=2, default=str)),
-        )
-        for trial in restored:
-            run = self._add_run(trial, self._search, info, earlier=_reports(trial))
-            if trial.state in END_STATUS:
-                self._tell_end(run, trial, trial.state)
-        self._writer.start(experiment=info.setting, key=info.key)
+        self._start(info, SearchRuns(info, is_live=True))
+
+    def search_told(
+        self,
+        info: SearchInfo,
+        summary: SearchSummary | None,
+        *,
+        ended_at: float | None,
+        confirmations: Sequence[SearchInfo] = (),
+    ) -> None:
+        """Send what MLflow lacks of a search that nobody runs now, from its study.
+
+        Args:
+            info: with all trials as `restored`, and with a key.
+            summary, ended_at: how it ended; None where it did not, since its driver was lost.
+            confirmations: the searches that confirm it, told in the same way.
+        """
+        runs = SearchRuns(info, is_live=False)
+        for about in confirmations:
+            runs.confirm(about)
+        if summary is not None:
+            runs.end(summary, ended_at=ended_at or time.time())
+        self._start(info, runs)
+
+    def for_confirmation(self, info: SearchInfo) -> TrialTracking:
+        """Give the observer of the runs that confirm this search; those that `info` restores are told at once."""
+        assert self._runs is not None, "the search is told before its confirmation"
+        runs = self._runs.confirm(info)
+        for run in runs:
+            self._writer.add(run)
+        self._writer.wake()
+        return TrialTracking(runs, self._writer)
 
     def trial_started(self, trial: TrialRecord) -> None:
-        self._run_of(trial)
+        if self._trials is not None:
+            self._trials.trial_started(trial)
 
     def epoch_reported(self, trial: TrialRecord, report: EpochReport) -> None:
-        run = self._run_of(trial)
-        if run is None or report.epoch <= run.last_step:
-            return  # trained again after its worker was lost: the first report stands
-        self._writer.tell(run, step=report.epoch, metrics=_metrics(report))
+        if self._trials is not None:
+            self._trials.epoch_reported(trial, report)
 
     def trial_ended(self, trial: TrialRecord) -> None:
-        run = self._run_of(trial)
-        if run is None or self._search is None:
-            return
-        self._tell_end(run, trial, trial.state if trial.state in END_STATUS else TrialState.STOPPED)
-        metrics = self._count(trial)
-        self._writer.tell(self._search, step=sum(self._ended.values()), metrics=metrics)
+        if self._trials is not None and self._runs is not None:
+            self._trials.trial_ended(trial)
+            self._runs.count(trial)
 
     def search_ended(self, summary: SearchSummary) -> None:
-        if self._search is None:
-            return
-        self._end_running(summary.ended_by)
-        metrics: dict[str, float] = {"candidates": summary.candidates, "seconds": summary.seconds}
-        tags: dict[str, Any] = {"ended_by": summary.ended_by, "epochs_spent": summary.epochs_spent}
-        if summary.best is not None and summary.best.value is not None:
-            metrics["best_valid_accuracy"] = summary.best.value
-            tags["best_trial"] = summary.best.number
-            # not as params, which cannot change when a resumed search finds something better
-            tags |= {f"best_{name}": value for name, value in _params(summary.best.hyper_parameters).items()}
-        end = "KILLED" if summary.ended_by == "interrupted" else "FINISHED"
-        self._writer.tell(self._search, tags=tags, step=sum(self._ended.values()), metrics=metrics, end=end)
+        if self._runs is not None:
+            self._runs.end(summary, ended_at=time.time())
+            self._writer.wake()
 
     def add_artifact(self, path: Path) -> None:
         """Keep a file with the parent run, as it is when it is sent (seconds later). Call before close."""
-        if self._search is not None:
-            self._writer.tell(self._search, artifact=Path(path).absolute())
+        if self._runs is None:
+            return
+        path = Path(path).absolute()
+        self._runs.search.artifacts.append(path)
+        if self._undelivered is not None:
+            with contextlib.suppress(OSError):
+                self._undelivered.add({"kind": "artifact", "path": str(path)})
+        self._writer.wake()
 
-    def close(self, timeout_s: float = 30.0) -> bool:
-        """Send what is left and end the thread; True if nothing was lost, else on_warning has been told what.
+    def close(self, timeout_s: float | None = 30.0) -> bool:
+        """Send what is left and end the thread; True if all is delivered, else on_warning has been told what is not.
 
         A store that is known not to answer gets one more try, so that the end of a search does not wait for it.
         """
-        if self._search is None:
+        if self._runs is None:
             return True
-        if not self._search.is_ending:  # the driver raised between search_started and search_ended
-            self._end_running("the search failed")
-            self._writer.tell(self._search, tags={"ended_by": "the search failed"}, end="FAILED")
-        return self._writer.close(timeout_s)
+        if not self._runs.search.is_ending:  # the driver raised between search_started and search_ended
+            self._runs.end_as_failed()
+        missing = self.deliver(0.0 if self._is_closed else timeout_s)  # who waited once does not wait again
+        self._is_closed = True
+        if missing:
+            later = "" if self._undelivered is None else f"; to send it later: {self._undelivered.command}"
+            self._writer.warn("missing", f"MLflow at {self.uri}: {missing}{later}")
+        return not missing
 
-    def _run_of(self, trial: TrialRecord) -> Run | None:
-        if self._search is None or self._info is None:
-            return None
-        return self._trials.get(trial.number) or self._add_run(trial, self._search, self._info)
+    def deliver(self, timeout_s: float | None) -> str:
+        """Send what is left and end the thread, as close does, but end no run. Returns what is missing, in words."""
+        self._writer.close(timeout_s)
+        runs = list(self._runs or ())
+        unsettled = [run for run in runs if not run.is_settled]
+        missing = ""
+        if unsettled:
+            epochs = sum(run.missing_points for run in unsettled if run.parent is not None)
+            missing = f"{epochs} epochs were not delivered, {len(unsettled)} of {len(runs)} runs are incomplete there"
+        self._note_undelivered(missing)
+        if refused := sum(run.refused for run in runs):
+            missing = ", ".join(filter(None, [missing, f"{refused} reports were refused"]))
+        return missing
 
-    def _add_run(self, trial: TrialRecord, search: Run, info: SearchInfo, *, earlier: Sequence[Report] = ()) -> Run:
-        run = self._writer.add_run(
-            f"trial-{trial.number:03d}",
-            started_at=trial.started_at or time.time(),
-            key=f"{info.key}/{trial.number}" if info.key else "",
-            parent=search,
-            first_tags={
-                **info.tags,
-                "setting": info.setting,
-                "optimizer": info.optimizer,
-                "epochs": info.epochs,
-                "study_name": info.study_name,
-                "trial_number": trial.number,
-                "seed": trial.seed,
-                "origin": trial.origin,
-                "host": trial.host,
-            },
-            passing_tags=PASSING_TAGS,
-            earlier=earlier,
-        )
-        self._trials[trial.number] = run
-        self._writer.tell(run, params=_params(trial.hyper_parameters), tags={"state": TrialState.RUNNING})
-        return run
+    def _start(self, info: SearchInfo, runs: SearchRuns) -> None:
+        self._runs, self._trials = runs, TrialTracking(runs.trials, self._writer)
+        self._take_up_undelivered(runs.search)
+        for run in runs:
+            self._writer.add(run)
+        self._writer.start(experiment=info.setting, key=info.key)
 
-    def _tell_end(self, run: Run, trial: TrialRecord, state: TrialState) -> None:
-        tags: dict[str, Any] = {"state": state, "epochs_spent": trial.epochs_spent}
-        if state != TrialState.COMPLETE:
-            tags[f"{state}_at_epoch"] = trial.epoch
-            tags["reason"] = trial.reason
-        if trial.host:
-            tags["host"] = trial.host
-        self._writer.tell(run, tags=tags, end=END_STATUS[state], ended_at=trial.ended_at)
+    def _take_up_undelivered(self, search: Run) -> None:
+        """Send the files that an earlier driver could not send, and say on disk that this search is under way."""
+        if self._undelivered is None:
+            return
+        with contextlib.suppress(OSError, ValueError):  # the file only helps to find the study
+            earlier = load_undelivered(self._undelivered.output, self._undelivered.study_name)
+            if earlier is not None:
+                self._undelivered.items += [item for item in earlier.items if item not in self._undelivered.items]
+            search.artifacts.extend(self._undelivered.artifacts)
+            self._undelivered.missing = "its driver was lost, or it still runs"
+            self._undelivered.write()
 
-    def _count(self, trial: TrialRecord) -> dict[str, float]:
-        """Add an ended trial to the search's totals. Returns these."""
-        state = trial.state if trial.state in END_STATUS else TrialState.STOPPED
-        self._ended[state] += 1
-        self._epochs_spent += trial.epochs_spent
-        if state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
-            self._best_value = max(self._best_value, trial.value)
-        totals = {"epochs_spent": float(self._epochs_spent)}
-        totals |= {f"trials_{state}": float(count) for state, count in self._ended.items()}
-        if math.isfinite(self._best_value):
-            totals["best_value"] = self._best_value  # over finished trials: values at fewer epochs do not compare
-        return totals
-
-    def _end_running(self, reason: str) -> None:
-        for run in self._trials.values():
-            if not run.is_ending:
-                tags = {"state": TrialState.STOPPED, "stopped_at_epoch": run.last_step, "reason": reason}
-                self._writer.tell(run, tags=tags, end="KILLED")
-
-
-def _end_time(trial: TrialRecord) -> float:
-    return trial.ended_at or trial.started_at
-
-
-def _reports(trial: TrialRecord) -> list[Report]:
-    """The epochs of a restored trial. When each ended is not on record: about as if all had followed each other."""
-    ended = itertools.accumulate((report.seconds for report in trial.epochs), initial=trial.started_at)
-    next(ended)
-    return [(int(end * 1000), report.epoch, _metrics(report)) for end, report in zip(ended, trial.epochs, strict=True)]
-
-
-def _metrics(report: EpochReport) -> dict[str, float]:
-    return {
-        "value": report.value,
-        "train_loss": report.train_loss,
-        "train_accuracy": report.train_accuracy,
-        "valid_loss": report.valid_loss,
-        "valid_accuracy": report.valid_accuracy,
-        "lr": report.lr,
-        "seconds_per_epoch": report.seconds,
-        "images_per_second": report.train_images_per_second,
-    }
-
-
-def _params(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters by their names, betas as beta1 and beta2.
-
-    The axes of the compare view (parallel coordinates, scatter) need numbers; "(0.9, 0.99)" would be a category.
-    """
-    params = {name: value for name, value in hyper_parameters.items() if name != "betas"}
-    if "betas" in hyper_parameters:
-        params["beta1"], params["beta2"] = hyper_parameters["betas"]
-    return params
+    def _note_undelivered(self, missing: str) -> None:
+        if self._undelivered is None or self._runs is None:
+            return
+        waiting = {str(artifact) for artifact in self._runs.search.artifacts}
+        items = [item for item in self._undelivered.items if item["kind"] != "artifact" or item["path"] in waiting]
+        self._undelivered.items, self._undelivered.missing = items, missing
+        with contextlib.suppress(OSError):
+            if missing or items:
+                self._undelivered.write()
+            else:
+                self._undelivered.remove()

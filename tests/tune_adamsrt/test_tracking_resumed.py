@@ -1,5 +1,6 @@
 """A search that goes on after its driver was killed or interrupted: nothing in MLflow is lost or doubled."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from tune_adamsrt.tracking import Tracking
 TESTS = Path(__file__).parents[1]
 NAME = "resnet20-digits/adamsrt"
 
-pytestmark = pytest.mark.usefixtures("own_environment")
+pytestmark = pytest.mark.usefixtures("own_environment", "short_backoff")
 
 
 class Nobody:
@@ -199,15 +200,17 @@ def test_a_deleted_parent_is_made_anew_and_its_trials_are_found(uri: str) -> Non
     assert_holds_the_whole_search(uri)
 
 
-def test_restored_epochs_are_not_dropped_where_few_reports_may_wait(uri: str) -> None:
+def test_epochs_of_an_older_study_are_placed_in_time_one_after_the_other(uri: str) -> None:
     long = make_trial(0, TrialState.RUNNING, 250, started_at=1_700_000_000.0)
-    tracking = Tracking(uri, max_waiting_reports=5, flush_interval_s=0.01)
+    tracking = Tracking(uri, flush_interval_s=0.01)
     tracking.search_started(info([long]))
-    tracking.epoch_reported(long, make_report(251, 0.5))
+    long.epochs.append(dataclasses.replace(make_report(251, 0.5), reported_at=1_800_000_000.0))
+    tracking.epoch_reported(long, long.epochs[-1])
     assert tracking.close(60.0)
     points = client_of(uri).get_metric_history(runs_of(uri)["trial-000"].info.run_id, "value")
-    assert sorted(point.step for point in points) == list(range(1, 252))
-    assert min(point.timestamp for point in points) == 1_700_000_002_000  # an epoch takes 2 s
+    times = [point.timestamp for point in sorted(points, key=lambda point: point.step)]
+    # an epoch takes 2 s; the last one says when it ended
+    assert times == [1_700_000_000_000 + 2000 * epoch for epoch in range(1, 251)] + [1_800_000_000_000]
 
 
 @pytest.mark.parametrize("method", ["search_runs", "get_metric_history", "log_batch", "update_run", "delete_tag"])
