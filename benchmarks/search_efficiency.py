@@ -12,19 +12,21 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
+from optuna.distributions import FloatDistribution
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.curves import CHANCE, EPOCHS, PROBLEMS, Problem
 from benchmarks.regret import render
-from benchmarks.simulated_tune import UNLIMITED, Arm, SimulatedTrial, simulate
+from benchmarks.simulated_tune import MAX_CONCURRENT, UNLIMITED, Arm, SimulatedTrial, simulate
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.rungs import Rungs, choose_rungs
+from tune_adamsrt.samplers import SAMPLERS, JointSampler
 from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.searcher import StudySearcher
 from tune_adamsrt.settings import load_setting
@@ -41,6 +43,14 @@ RESULTS = Path(__file__).parent / "results"
 
 RUNGS = choose_rungs(EPOCHS, min_epochs=SETTING.min_epochs, reduction_factor=SETTING.reduction_factor)
 NOTE_EVERY = EPOCHS // 9
+
+# What the default was before: the zero of the weight decay a category of its own.
+SAMPLERS.add(
+    "gated tpe",
+    lambda space, seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
+)
+# Stock Ray with our way to show a sampler the space, by its define-by-run function.
+JOINT = JointSampler(optuna.samplers.RandomSampler(), SPACE)
 
 
 class Ours:
@@ -84,13 +94,15 @@ class Stock:
     The space is a define-by-run function, which their documentation offers for conditional spaces.
 
     Args:
+        has_joint_space: no weight decay is the lower end of its range, as `JointSampler` has it.
         asha: grace_period and reduction_factor, where they are not ASHAScheduler's defaults.
     """
 
     has_our_trainable = False
 
-    def __init__(self, seed: int, **asha: int) -> None:
-        self.searcher = OptunaSearch(suggest_stock, metric="value", mode="max", seed=seed)
+    def __init__(self, seed: int, *, has_joint_space: bool = False, **asha: int) -> None:
+        suggest = suggest_stock_jointly if has_joint_space else suggest_stock
+        self.searcher = OptunaSearch(suggest, metric="value", mode="max", seed=seed)
         self.scheduler = ASHAScheduler(metric="value", mode="max", max_t=EPOCHS, **asha)
 
     def chosen(self, trials: Sequence[SimulatedTrial]) -> SimulatedTrial | None:
@@ -99,6 +111,13 @@ class Stock:
 
 def suggest_stock(trial: Any) -> dict[str, Any]:
     return {"hyper_parameters": SPACE.suggest(trial)}
+
+
+def suggest_stock_jointly(trial: Any) -> dict[str, Any]:
+    """The same points, asked for as JointSampler asks for them."""
+    ranges = {name: cast(FloatDistribution, distribution) for name, distribution in JOINT.joint.items()}
+    point = {name: trial.suggest_float(name, of.low, of.high, log=of.log) for name, of in ranges.items()}
+    return {"hyper_parameters": SPACE.suggest(optuna.trial.FixedTrial(JOINT.decode(point)))}
 
 
 def best_last_value(trials: Sequence[SimulatedTrial]) -> SimulatedTrial | None:
@@ -117,6 +136,8 @@ ARMS: dict[str, Callable[[int], Arm]] = {
     "random": lambda seed: Ours(seed, sampler="random", rungs=()),
     "ray": lambda seed: Stock(seed, grace_period=10, reduction_factor=3),
     # Which part does it, and what else could be; not run unless named.
+    "ours, gated": lambda seed: Ours(seed, sampler="gated tpe"),
+    "ray, joint space": lambda seed: Stock(seed, has_joint_space=True, grace_period=10, reduction_factor=3),
     "ours, random sampler": lambda seed: Ours(seed, sampler="random"),
     "ours, no rungs": lambda seed: Ours(seed, rungs=()),
     "ours, promotion": lambda seed: Ours(seed, scheduler=Promotion),
@@ -133,7 +154,7 @@ IN_FULL, LAST_VALUE = " (best in full)", " (best last value)"
 HEADLINE = ("ours", "ours, published first", "random", "ray")
 
 
-def measure(arm_name: str, problem: Problem, seed: int) -> list[dict[str, Any]]:
+def measure(arm_name: str, problem: Problem, seed: int, workers: int = MAX_CONCURRENT) -> list[dict[str, Any]]:
     """Run one search; give the regret of what its user would choose after every NOTE_EVERY epochs."""
     arm = ARMS[arm_name](seed)
     rows: list[dict[str, Any]] = []
@@ -157,18 +178,20 @@ def measure(arm_name: str, problem: Problem, seed: int) -> list[dict[str, Any]]:
                 }
             )
 
-    simulate(arm, problem, seed, max_epochs=FULL_BUDGETS * EPOCHS, note=note, note_every=NOTE_EVERY)
+    simulate(
+        arm, problem, seed, max_epochs=FULL_BUDGETS * EPOCHS, max_concurrent=workers, note=note, note_every=NOTE_EVERY
+    )
     return rows
 
 
-def run_all(arms: Sequence[str], seeds: Sequence[int], problems: Sequence[Problem]) -> pa.Table:
+def run_all(arms: Sequence[str], seeds: Sequence[int], problems: Sequence[Problem], workers: int) -> pa.Table:
     """Measure every search on every problem and seed, one after the other."""
     rows: list[dict[str, Any]] = []
     started = time.monotonic()
     for done, seed in enumerate(seeds, start=1):
         for problem in problems:
             for arm in arms:
-                rows += measure(arm, problem, seed)
+                rows += measure(arm, problem, seed, workers)
         print(f"{done} of {len(seeds)} seeds after {time.monotonic() - started:.0f} s", flush=True)
     return pa.Table.from_pylist(rows)
 
@@ -183,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0, help="for a look at other seeds than the recorded ones")
+    parser.add_argument("--workers", type=int, default=MAX_CONCURRENT, help="trials at the same time")
     parser.add_argument("--searches", nargs="+", default=HEADLINE, choices=list(ARMS), metavar="NAME")
     parser.add_argument("--problems", nargs="+", default=[p.name for p in PROBLEMS], metavar="NAME")
     parser.add_argument("--results", type=Path, default=RESULTS / "search_efficiency.parquet")
@@ -192,7 +216,7 @@ def main() -> None:
     if arguments.show:
         return print(render_results(pq.read_table(arguments.results)))
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    table = run_all(arguments.searches, seeds, [p for p in PROBLEMS if p.name in arguments.problems])
+    table = run_all(arguments.searches, seeds, [p for p in PROBLEMS if p.name in arguments.problems], arguments.workers)
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, arguments.results)
     print(render_results(table))

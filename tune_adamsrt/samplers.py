@@ -1,16 +1,22 @@
 """Optuna's samplers by name, set up for asking and telling from Ray Tune."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from typing import Any, cast
 
 import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.study import Study as OptunaStudy
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from adamsrt.registry import Registry
+from tune_adamsrt.ranges import Range
 from tune_adamsrt.space import SearchSpace
+
+# How often a weight decay that may be zero is zero before anything is known (of the paper's grid 1 in 8 is).
+ZERO_SHARE = 1 / 6
 
 SAMPLERS: Registry[Callable[[SearchSpace, int], BaseSampler]] = Registry("sampler")
 
@@ -24,8 +30,133 @@ class AskTellGridSampler(GridSampler):
         return None
 
 
-# group=True: the conditional weight decay gets a model of its own instead of independent sampling.
-SAMPLERS.add("tpe", lambda space, seed: TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True))
+class JointSampler(BaseSampler):
+    """Any of Optuna's samplers, with one model of the whole space and of all trials that have a value.
+
+    The space that it is shown has no conditions: a range that may be zero is one log range, longer at its lower end,
+    and what lies in the added part is zero. The trials that it is shown are those of `_View`; all of one study.
+    """
+
+    def __init__(self, sampler: BaseSampler, space: SearchSpace) -> None:
+        self._sampler = sampler
+        self._ranges = {name: allowed for name, allowed in space.ranges.items() if allowed.kind != "fixed"}
+        self.joint = {name: _joint_distribution(allowed) for name, allowed in self._ranges.items()}
+        self._view = _View(self._encode)
+
+    def infer_relative_search_space(self, study: OptunaStudy, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Give the space as `SearchSpace.suggest` asks for it, conditional parameters included."""
+        asked: dict[str, BaseDistribution] = {}
+        for name, allowed in self._ranges.items():
+            if allowed.kind == "zero_or_log_uniform":
+                asked[f"{name}_zero"] = CategoricalDistribution((False, True))
+                asked[name] = FloatDistribution(allowed.low, allowed.high, log=True)
+            else:
+                asked[name] = self.joint[name]
+        return asked
+
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        seen = self._view.of(study)
+        point = dict(self._sampler.sample_relative(seen, trial, self.joint))
+        for name, distribution in self.joint.items():
+            if name not in point:  # too few trials for a model
+                point[name] = self._sampler.sample_independent(seen, trial, name, distribution)
+        return self.decode(point)
+
+    def sample_independent(
+        self, study: OptunaStudy, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: OptunaStudy, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self._sampler.reseed_rng()
+
+    def _encode(self, trial: FrozenTrial) -> FrozenTrial | None:
+        """Give the trial in the joint space; None where a parameter is missing."""
+        point = dict(trial.params)
+        for name, allowed in self._ranges.items():
+            if allowed.kind == "zero_or_log_uniform" and point.pop(f"{name}_zero", False):
+                point[name] = float(np.sqrt(_low_with_zero(allowed) * allowed.low))
+        if not point.keys() >= self.joint.keys():
+            return None
+        is_stopped = trial.state is TrialState.PRUNED or (
+            trial.state is TrialState.RUNNING and bool(trial.intermediate_values)
+        )
+        encoded = create_trial(
+            state=TrialState.PRUNED if is_stopped else trial.state,
+            value=trial.value,
+            params={name: point[name] for name in self.joint},
+            distributions=self.joint,
+            intermediate_values=trial.intermediate_values,
+        )
+        encoded.number = trial.number
+        return encoded
+
+    def decode(self, point: dict[str, Any]) -> dict[str, Any]:
+        """Give a point of the joint space as Optuna parameters of the space itself."""
+        for name, allowed in self._ranges.items():
+            if allowed.kind == "zero_or_log_uniform":
+                point[f"{name}_zero"] = point[name] < allowed.low
+                point[name] = max(point[name], allowed.low)
+        return point
+
+
+class _View:
+    """A study as a sampler should see it: a trial that still runs, or waits to be promoted, as if stopped where it is.
+
+    TPE's constant liar counts all that run among the poor. With early stopping they are the survivors. It speaks for
+    trials before their first epoch only. Samplers read trials through `Study._get_trials`; all else is the study's own.
+    """
+
+    def __init__(self, encode: Callable[[FrozenTrial], FrozenTrial | None]) -> None:
+        self._encode = encode
+        self._ended: dict[int, FrozenTrial | None] = {}  # these change no more
+        self._study: OptunaStudy
+
+    def of(self, study: OptunaStudy) -> OptunaStudy:
+        self._study = study
+        return cast(OptunaStudy, self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        seen = []
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state.is_finished():
+                if trial.number not in self._ended:
+                    self._ended[trial.number] = self._encode(trial)
+                encoded = self._ended[trial.number]
+            else:
+                encoded = self._encode(trial)
+            if encoded is not None and (states is None or encoded.state in states):
+                seen.append(encoded)
+        return seen
+
+
+def _joint_distribution(allowed: Range) -> BaseDistribution:
+    if allowed.kind == "choice":
+        return CategoricalDistribution(allowed.values)
+    low = _low_with_zero(allowed) if allowed.kind == "zero_or_log_uniform" else allowed.low
+    return FloatDistribution(low, allowed.high, log=allowed.kind != "uniform")
+
+
+def _low_with_zero(allowed: Range) -> float:
+    """Where a log range must begin so that ZERO_SHARE of its length lies below the range itself."""
+    return float(allowed.low * (allowed.low / allowed.high) ** (ZERO_SHARE / (1 - ZERO_SHARE)))
+
+
+SAMPLERS.add(
+    "tpe", lambda space, seed: JointSampler(TPESampler(seed=seed, multivariate=True, constant_liar=True), space)
+)
 SAMPLERS.add("gp", lambda space, seed: GPSampler(seed=seed, warn_independent_sampling=False))
 SAMPLERS.add(
     "cmaes", lambda space, seed: CmaEsSampler(seed=seed, warn_independent_sampling=False, consider_pruned_trials=True)
