@@ -3,11 +3,22 @@
 python training_example.py --optimizer=adamsrt --model=resnet18 --dataloader=cifar100
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # The imports below take seconds: Ctrl-C meanwhile ends the process without a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
+import contextlib
+import dataclasses
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 import torch
 from rich.console import Console
@@ -16,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from adamsrt.dataloaders import DATASETS
 from adamsrt.models import MODELS
 from adamsrt.optimizers import OPTIMIZERS
-from adamsrt.training import EpochResult, Training, TrainingSpec
+from adamsrt.training import EpochResult, TestResult, Training, TrainingSpec
 from best_hyper_parameters import BEST_HYPER_PARAMETERS
 
 
@@ -57,6 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit-train-examples", type=int, metavar="N", help="train on N images only, for a quick look"
     )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="default: the published one; 32 for digits")
+    parser.add_argument(
+        "--valid-split", type=float, metavar="FRACTION", help="held out for validation (default: as published)"
+    )
+    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="keys what is held out (default: 0)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="on a CPU; another number gives other last bits (default: torch's)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every epoch and the test there, one JSON object per line")
     return parser
 
 
@@ -96,6 +116,10 @@ def build_training(arguments: argparse.Namespace) -> Training:
     dataset, model, optimizer = arguments.dataloader, arguments.model, arguments.optimizer
     hyper_parameters = find_hyper_parameters(BEST_HYPER_PARAMETERS, dataset, model, optimizer)
     protocol = PROTOCOLS.get(dataset, Protocol())
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f"--threads must be >= 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
     spec = TrainingSpec(
         dataset,
         model,
@@ -105,7 +129,9 @@ def build_training(arguments: argparse.Namespace) -> Training:
         seed=arguments.seed,
         data_root=arguments.data_root,
         device=choose_device(arguments.device),
-        batch_size=protocol.batch_size,
+        batch_size=protocol.batch_size if arguments.batch_size is None else arguments.batch_size,
+        valid_split=arguments.valid_split,
+        split_seed=arguments.split_seed,
         limit_train_examples=arguments.limit_train_examples,
         num_workers=protocol.num_workers,
     )
@@ -131,11 +157,19 @@ def render_epoch(result: EpochResult, epochs: int) -> str:
     )
 
 
-def train(training: Training, console: Console) -> int:
-    """Train to the last epoch, test, and show both; returns the exit code (1 where the training diverged)."""
+def train(training: Training, console: Console, records: TextIO | None = None) -> int:
+    """Train to the last epoch, test, and show both; returns the exit code (1 where the training diverged).
+
+    Args:
+        records: takes every epoch and the test as lines of JSON, with all digits.
+    """
 
     def show(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def record(result: EpochResult | TestResult) -> None:
+        if records is not None:
+            print(json.dumps(dataclasses.asdict(result)), file=records, flush=True)
 
     spec = training.spec
     show(render_heading(spec))
@@ -146,10 +180,12 @@ def train(training: Training, console: Console) -> int:
             progress.reset(bar, description=f"epoch {training.epoch + 1}/{spec.epochs}")
             result = training.run_epoch(lambda done, total: progress.update(bar, completed=done, total=total))
             show(render_epoch(result, spec.epochs))
+            record(result)
             if not result.is_finite:
                 print(f"the loss must stay finite, it did not in epoch {result.epoch}: diverged", file=sys.stderr)
                 return 1
     tested = training.test()
+    record(tested)
     show(
         f"test accuracy {tested.test_accuracy:.2%}, with the weights of epoch {tested.epoch} "
         f"(best validation accuracy {training.best_valid_accuracy:.2%})"
@@ -162,15 +198,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
-        try:
-            training = build_training(arguments)
-        except ValueError as error:
-            parser.error(str(error))
-        return train(training, Console())
+        with contextlib.ExitStack() as opened:
+            try:
+                training = build_training(arguments)
+                records = opened.enter_context(Path(arguments.json).open("w")) if arguments.json else None
+            except ValueError as error:
+                parser.error(str(error))
+            except OSError as error:
+                parser.error(f"--json must be a file that can be written, got {arguments.json} ({error.strerror})")
+            return train(training, Console(), records)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

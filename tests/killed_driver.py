@@ -1,13 +1,18 @@
-"""A search in two halves, made up for tests of a driver that is killed between them.
+"""Drivers that are killed at a chosen moment.
 
-`python killed_driver.py URI N` tracks the first half, and gets SIGKILL just before (N < 0: just after) its N-th call
-that writes to MLflow.
+`python killed_driver.py URI N` tracks the first half of a made-up search, and gets SIGKILL just before (N < 0: just
+after) its N-th call that writes to MLflow.
+
+`python killed_driver.py search METHOD N EPOCH OPTION...` is a real search that gets SIGKILL just after the N-th call of
+a method of `Study`; calls of `report` count where they report a later epoch than EPOCH.
 """
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from search_records import make_info, make_report, make_trial
@@ -91,7 +96,52 @@ def die_at(call: int) -> None:
         setattr(MlflowClient, name, counted(name, getattr(MlflowClient, name)))
 
 
+def die_after(method: str, count: int, later_than: int) -> None:
+    """Replace a method of `Study` by one that counts and kills."""
+    from tune_adamsrt.study import Study
+
+    original = getattr(Study, method)
+    calls: list[str] = []
+
+    def counted(study: Study, *args: Any, **others: Any) -> Any:
+        result = original(study, *args, **others)
+        if method != "report" or args[1].epoch > later_than:
+            calls.append(method)
+            if len(calls) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(Study, method, counted)
+
+
+def epochs_to_repeat(journal: Path, rungs: Sequence[int]) -> dict[int, int]:
+    """Count what each running trial has trained since its checkpoint at a rung. The journal must have one study."""
+    epoch: dict[int, int] = {}
+    kept: dict[int, int] = {}
+    for line in journal.read_text().splitlines():
+        entry = json.loads(line)
+        for key in entry.get("user_attr", {}) if "trial_id" in entry else ():
+            trial = entry["trial_id"]
+            if key.startswith("epoch:"):
+                epoch[trial] = int(key.removeprefix("epoch:"))
+            elif key == "checkpoint":
+                kept[trial] = max((rung for rung in rungs if rung <= epoch[trial]), default=0)
+            elif key == "end":
+                epoch.pop(trial, None)
+    return {trial: last - kept.get(trial, 0) for trial, last in epoch.items()}
+
+
+def search(arguments: Sequence[str]) -> int:
+    method, count, later_than, *options = arguments
+    die_after(method, int(count), int(later_than))
+    from tune_adamsrt.search import main
+
+    return main(options)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "search":
+        sys.exit(search(sys.argv[2:]))
     die_at(int(sys.argv[2]))
     tracking = Tracking(sys.argv[1], flush_interval_s=60.0)  # all is said before anything is sent
     first_half(tracking)

@@ -1,9 +1,12 @@
 """The example script: a whole run as a user starts it, and the one-line refusals."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,10 @@ def test_a_model_that_does_not_go_with_the_digits_sends_nobody_to_a_search(monke
         (["--dataloader=digits", "--model=resnet20", "--epochs=many"], "invalid int value: 'many'"),
         (["--dataloader=digits", "--model=resnet20", "--device=abacus"], "got 'abacus'; here there are cpu"),
         (["--dataloader=digits", "--model=resnet20", "--limit-train-examples=0"], "limit_train_examples"),
+        (["--dataloader=digits", "--model=resnet20", "--batch-size=0"], "batch_size must be >= 1, got 0"),
+        (["--dataloader=digits", "--model=resnet20", "--valid-split=1"], "valid_split must be in (0, 1), got 1.0"),
+        (["--dataloader=digits", "--model=resnet20", "--threads=0"], "--threads must be >= 1, got 0"),
+        (["--dataloader=digits", "--model=resnet20", "--json=no/such/file"], "--json must be a file that can be"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
@@ -118,7 +125,7 @@ def test_missing_data_is_one_line(monkeypatch, capsys, tmp_path):
 
 
 def test_an_interrupt_ends_with_130_and_no_traceback(monkeypatch, capsys):
-    def interrupted(training, console):
+    def interrupted(training, console, records):
         raise KeyboardInterrupt
 
     values: dict[str, dict] = {}
@@ -127,6 +134,47 @@ def test_an_interrupt_ends_with_130_and_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(training_example, "train", interrupted)
     assert training_example.main(["--dataloader=digits", "--model=resnet20", "--device=cpu"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interrupt_while_it_still_imports_leaves_no_traceback(tmp_path):
+    """torch takes seconds to import; here it takes as long as it is left alone."""
+    (tmp_path / "torch.py").write_text("import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\n")
+    shutil.copy(ROOT / "training_example.py", tmp_path)
+    script = subprocess.Popen(
+        [sys.executable, "training_example.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while not (tmp_path / "importing").exists():
+        assert script.poll() is None
+        time.sleep(0.01)
+    script.send_signal(signal.SIGINT)
+    assert script.communicate(timeout=30)[0] == b""
+    assert script.returncode == 130
+
+
+def test_what_decides_the_numbers_can_be_set(monkeypatch, tmp_path):
+    """All that a confirmed run's comment names reaches the training, and the numbers are written with all digits."""
+    values: dict[str, dict] = {}
+    exec(BEST, values)
+    monkeypatch.setattr(training_example, "BEST_HYPER_PARAMETERS", values["BEST_HYPER_PARAMETERS"])
+    threads = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    specs = []
+    train = training_example.train
+    monkeypatch.setattr(
+        training_example, "train", lambda training, *others: specs.append(training.spec) or train(training, *others)
+    )
+    file = tmp_path / "epochs.jsonl"
+    options = "--epochs=1 --batch-size=16 --valid-split=0.3 --split-seed=4 --seed=4000000000 --threads=3"
+    code = training_example.main(
+        ["--dataloader=digits", "--model=resnet20", "--limit-train-examples=32", "--device=cpu", *options.split(),
+         f"--json={file}"]
+    )  # fmt: skip
+    [spec] = specs
+    assert (code, threads) == (0, [3])
+    assert (spec.batch_size, spec.valid_split, spec.split_seed, spec.seed) == (16, 0.3, 4, 4_000_000_000)
+    epoch, test = map(json.loads, file.read_text().splitlines())
+    assert {"epoch", "train_loss", "valid_accuracy", "lr"} <= epoch.keys() and epoch["epoch"] == 1
+    assert test.keys() == {"test_loss", "test_accuracy", "epoch"}
 
 
 def test_the_defaults_are_the_published_protocol():

@@ -12,8 +12,9 @@ from tune_adamsrt.samplers import SAMPLERS
 DESCRIPTION = """\
 Search the hyper-parameters of an optimizer for a model on a dataset, on this machine or on a Ray cluster.
 
-Every trial trains one configuration and is judged by its validation accuracy; the test set is never read. The best
-configuration goes to best_hyper_parameters.py, and every trial to an Optuna study and to MLflow.
+Every trial trains one configuration and is judged by its validation accuracy. The best are trained again on fresh
+seeds; then the test set is read, once, for the one with the best mean. It goes to best_hyper_parameters.py and,
+with its weights, to MLflow; every trial is in an Optuna study and in MLflow.
 """
 
 EXAMPLES = """\
@@ -76,6 +77,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--limit-train-examples", type=positive_int, metavar="N", help="train on N examples only, for a quick look"
     )
 
+    budget.add_argument(
+        "--confirm-seeds",
+        type=natural_int,
+        default=3,
+        metavar="N",
+        help="train the best again on N fresh seeds, beyond the budgets above; 0: not at all (default: 3)",
+    )
+    budget.add_argument(
+        "--confirm-candidates",
+        type=positive_int,
+        default=3,
+        metavar="K",
+        help="how many of the best are trained again (default: 3)",
+    )
+
     how = parser.add_argument_group("how")
     how.add_argument("--sampler", default="tpe", metavar="NAME", help=f"one of {', '.join(SAMPLERS)} (default: tpe)")
     how.add_argument(
@@ -135,6 +151,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the best configuration is merged into it (default: best_hyper_parameters.py, where a run that is reduced "
         "by --epochs or --limit-train-examples replaces no entry)",
+    )
+    files.add_argument(
+        "--no-report", action="store_true", help="no page, figures and tables at the end (default: OUTPUT/report/STUDY)"
     )
     files.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"

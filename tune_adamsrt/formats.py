@@ -6,10 +6,22 @@ from typing import Any
 
 from rich.text import Text
 
+from tune_adamsrt.records import Spread
+
 
 def format_percent(fraction: float | None) -> str:
     """A fraction as "98.61 %"; "-" where there is none."""
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def format_spread(spread: Spread) -> str:
+    """Mean and standard deviation as "98.61 % +- 0.20"; the mean alone where there is one value."""
+    return format_percent(spread.mean) + (f" +- {100 * spread.std:.2f}" if spread.n > 1 else "")
+
+
+def format_seeds(count: int) -> str:
+    """ "3 fresh seeds"."""
+    return f"{count} fresh seed" + ("" if count == 1 else "s")
 
 
 def format_duration(seconds: float) -> str:

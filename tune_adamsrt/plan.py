@@ -11,11 +11,13 @@ from typing import Any
 from adamsrt.dataloaders import DATASETS
 from adamsrt.optimizers import OPTIMIZERS
 from tune_adamsrt.arguments import DEFAULT_EXPORT, DEFAULT_OUTPUT
+from tune_adamsrt.candidates import is_confirmation
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.rungs import choose_rungs
 from tune_adamsrt.samplers import SAMPLERS, check_sampler_suits_scheduler, grid_size
 from tune_adamsrt.settings import Setting, load_setting, override
 from tune_adamsrt.space import SearchSpace, build_search_space
+from tune_adamsrt.uris import below
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # it names files and folders as well
 
@@ -28,9 +30,13 @@ class Plan:
         output: folder, or URI of a bucket, for studies and checkpoints.
         export: the module that the best configuration is merged into.
         may_replace: False where a quick look must not replace an entry that a whole search, or the paper, has made.
+        is_reduced: fewer epochs than the setting's, or fewer training examples.
+        confirm_seeds, confirm_candidates: how often how many of the best are trained again; 0 seeds for not at all.
+        keeps_weights: trials leave their best weights in `weights_folder`.
     """
 
     setting: Setting
+    typed_setting: str  # its name, or the path of a YAML file
     optimizer: str
     space: SearchSpace
     trials: int
@@ -43,6 +49,10 @@ class Plan:
     output: str
     export: Path
     may_replace: bool
+    is_reduced: bool = False
+    confirm_seeds: int = 0
+    confirm_candidates: int = 0
+    keeps_weights: bool = False
 
     @property
     def name(self) -> str:
@@ -53,15 +63,21 @@ class Plan:
         """Where the driver keeps its own files."""
         return local_folder(self.output)
 
+    @property
+    def weights_folder(self) -> str:
+        """Path or URI of the folder that trials leave their weights in."""
+        return below(self.output, f"weights/{self.study_name}")
+
     def place(self, resources: TrialResources) -> dict[str, Any]:
         """Where trials run, as plain values for the workers; it may differ after a restart."""
-        return {
+        place = {
             "data_root": str(self.data_root),
             "device": resources.device,
             "cpus_per_trial": resources.cpus,
             "num_workers": int(resources.cpus),  # ImageNet's loader only; the other sets are in memory
             "checkpoint_epochs": self.rungs if self.scheduler == "promotion" else (),
         }
+        return place | ({"keep_weights": self.weights_folder} if self.keeps_weights else {})
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -75,6 +91,11 @@ class Plan:
     def max_epochs_spent(self) -> int:
         """The most that the search can spend: no trial stopped, none failed."""
         return self.trials * self.setting.epochs
+
+    @property
+    def max_epochs_to_confirm(self) -> int:
+        """The most that confirmation adds, where every one of its runs trains in full."""
+        return self.confirm_seeds * min(self.confirm_candidates, self.trials) * self.setting.epochs
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -97,12 +118,16 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
     """Read and check the settings. Raises ValueError with one line for whatever a user got wrong."""
     SAMPLERS[arguments.sampler]
     check_sampler_suits_scheduler(arguments.sampler, arguments.scheduler)
-    settings = [load_setting(name) for name in _without_repeats(arguments.setting)]
+    settings = {name: load_setting(name) for name in _without_repeats(arguments.setting)}
     optimizers = _optimizers(arguments.optimizer or ["adamsrt"])
     if arguments.warm_start_from and arguments.sampler == "grid":
         raise ValueError("--warm-start-from must go with a sampler that takes first points, got grid; leave one out")
     if arguments.study and not STUDY_NAME.fullmatch(arguments.study):
         raise ValueError(f"--study must be letters, digits, '.', '_' and '-', got {arguments.study!r}; choose another")
+    if arguments.study and is_confirmation(arguments.study):
+        raise ValueError(
+            f"--study must name a search, got {arguments.study}, which confirms one; name the search itself"
+        )
     if arguments.study and len(settings) * len(optimizers) > 1:
         raise ValueError(
             f"--study must name the study of one search, got {len(settings) * len(optimizers)} searches; leave it out"
@@ -110,7 +135,7 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     output = arguments.output if "://" in arguments.output else str(local_folder(arguments.output))
     plans = []
-    for loaded in settings:
+    for typed_setting, loaded in settings.items():
         setting = override(loaded, epochs=arguments.epochs, trials=arguments.trials)
         for optimizer in optimizers:
             space = build_search_space(setting, optimizer, grid=arguments.sampler == "grid")
@@ -120,6 +145,7 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
             plans.append(
                 Plan(
                     setting=setting,
+                    typed_setting=typed_setting,
                     optimizer=optimizer,
                     space=space,
                     trials=trials,
@@ -132,6 +158,9 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
                     output=output,
                     export=Path(arguments.export or DEFAULT_EXPORT).expanduser().resolve(),
                     may_replace=arguments.export is not None or not _is_reduced(loaded, arguments),
+                    is_reduced=_is_reduced(loaded, arguments),
+                    confirm_seeds=arguments.confirm_seeds,
+                    confirm_candidates=arguments.confirm_candidates,
                 )
             )
     return plans
@@ -176,6 +205,11 @@ def render_plan(plan: Plan, *, cpus_per_trial: float | None, gpus_per_trial: flo
         ("resources", f"{cpus:g} CPU" + (f", {gpus:g} GPU{spare}" if gpus else "") + " per trial"),
         ("at most", f"{plan.max_epochs_spent} epochs in total ({plan.trials} trials x {setting.epochs} epochs)"),
     ]
+    if plan.confirm_seeds:
+        candidates = min(plan.confirm_candidates, plan.trials)
+        again = f"the best {candidates} again" if candidates > 1 else "the best again"
+        seeds = f"{plan.confirm_seeds} fresh seeds" if plan.confirm_seeds > 1 else "1 fresh seed"
+        rows.append(("confirmation", f"{again} on {seeds}, {plan.max_epochs_to_confirm} epochs more; then one test"))
     if first_points := plan.space.first_points():
         rows.append(("first points", f"{len(first_points)} published configurations"))
     lines = [plan.name, *(f"  {label:<16}{value}" for label, value in rows), "  space"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from tune_adamsrt.records import SearchInfo, TrialRecord, TrialState
+from tune_adamsrt.records import SearchInfo, Spread, TrialRecord, TrialState, spread_of
 
 
 @dataclass
@@ -57,6 +57,16 @@ class Progress:
     def best(self) -> TrialRecord | None:
         """The best candidate; None until a trial has reached the full budget."""
         return _highest(trial for trial in self.in_state(TrialState.COMPLETE) if trial.epoch >= self.info.epochs)
+
+    @property
+    def standings(self) -> list[tuple[int, Spread]]:
+        """Of a confirmation: the values of the complete runs by the search's trial, the highest mean first."""
+        values: dict[int, list[float]] = {}
+        for trial in self.in_state(TrialState.COMPLETE):
+            if trial.confirms is not None and trial.value is not None:
+                values.setdefault(trial.confirms, []).append(trial.value)
+        spreads = [(number, spread_of(of_one)) for number, of_one in values.items()]
+        return sorted(spreads, key=lambda standing: (-standing[1].mean, standing[0]))
 
     @property
     def leader(self) -> TrialRecord | None:

@@ -78,6 +78,7 @@ class TrialRecord:
     started_at: float = 0.0  # seconds since the Unix epoch
     ended_at: float | None = None
     host: str = ""
+    ray_trial_id: str = ""  # of the Tune trial that trained it last
     checkpoint: str | None = None  # path or URI of the folder that a running trial can go on from
     confirms: int | None = None
 
@@ -156,7 +157,7 @@ class Confirmation:
         runs: all runs of all candidates, in the order in which they were listed.
         test_accuracies: of the chosen candidate's runs, in their order; the only figures that come from the test set.
         candidates: how many candidates were trained again.
-        tested: how many candidates have been tested in all; more than one where a search went on after it was confirmed.
+        tested: how many candidates were tested so far; more than one where a search went on after its confirmation.
     """
 
     candidate: TrialRecord | None

@@ -2,28 +2,34 @@
 
 import contextlib
 import os
+import re
 import signal
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 from pyarrow import ArrowInvalid
-from pyarrow.fs import FileSelector, FileSystem
+from pyarrow.fs import FileSystem
 from ray import tune
 
 from tune_adamsrt.budget import Budget
+from tune_adamsrt.checkpoints import CheckpointedTrainable, Checkpoints
 from tune_adamsrt.plan import Plan
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.rungs import Rungs
 from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.searcher import StudySearcher
 from tune_adamsrt.study import StorageLostError, Study
-from tune_adamsrt.trainable import TrainingTrainable
+from tune_adamsrt.uris import below
 
 MAX_LOST_WORKERS = 5  # a trial whose worker dies more often than this is given up
 EXIT_AT_ONCE = 130
+# In a URI: user:password@ (a password may hold a slash), a user of S3, or a secret in the query.
+CREDENTIALS = re.compile(
+    r"^(?:[a-z0-9+.-]+://[^/?@]*:[^?@]*@|s3://[^/?]*@|[^?]*://[^?]*\?.*?\w*(?:key|secret|password|token|sig)\w*=)",
+    re.IGNORECASE,
+)
 
 
 def run_trials(
@@ -47,7 +53,8 @@ def run_trials(
         study.pause_interrupted(plan.rungs)
     with stopped_by_signals(note) as received:
         try:
-            build_tuner(plan, study, budget, resources=resources, max_concurrent=max_concurrent).fit()
+            tuner = build_tuner(plan, study, budget, resources=resources, max_concurrent=max_concurrent, note=note)
+            tuner.fit()
         except StorageLostError as error:
             return f"broken off, since the study storage does not take the results: {error}"
         except Exception as error:
@@ -70,16 +77,22 @@ def run_trials(
 
 def tune_folder(plan: Plan) -> str:
     """Where Tune keeps its files and checkpoints, a folder per study: a place where nobody else keeps anything."""
-    return f"{plan.output.rstrip('/')}/tune-cache"
+    return below(plan.output, "tune-cache")
 
 
 def build_tuner(
-    plan: Plan, study: Study, budget: Budget, *, resources: TrialResources, max_concurrent: int
+    plan: Plan,
+    study: Study,
+    budget: Budget,
+    *,
+    resources: TrialResources,
+    max_concurrent: int,
+    note: Callable[[str], None],
 ) -> tune.Tuner:
     """Build Tune's side of a search. Raises OSError where its storage cannot be written."""
     rungs = Rungs(plan.rungs, reduction_factor=plan.setting.reduction_factor)
     return tune.Tuner(
-        tune.with_resources(TrainingTrainable, resources.for_tune()),
+        tune.with_resources(CheckpointedTrainable, resources.for_tune()),
         param_space={"protocol": plan.protocol, "place": plan.place(resources)},
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(study, budget, rungs),
@@ -96,40 +109,10 @@ def build_tuner(
             storage_path=tune_folder(plan),
             failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
-            callbacks=[Checkpoints(study, plan.output)],
+            callbacks=[Checkpoints(study, tune_folder(plan), note)],
             verbose=0,
         ),
     )
-
-
-class Checkpoints(tune.Callback):
-    """Notes in the study where a running trial can go on from, and removes the checkpoints of ended ones.
-
-    Args:
-        output: path or URI below which Tune keeps the checkpoints.
-    """
-
-    def __init__(self, study: Study, output: str) -> None:
-        self._study = study
-        self._scheme = output.partition("://")[0] + "://" if "://" in output else ""
-
-    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
-        self._study.note_checkpoint(trial.config["trial_number"], self._scheme + checkpoint.path)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = trial.config["trial_number"]
-        if not self._study.trials[number].has_ended:
-            return  # paused
-        # Tune ends the whole search where a callback raises; a folder left behind is no reason to.
-        with contextlib.suppress(Exception):
-            storage = trial.storage
-            selector = FileSelector(storage.experiment_fs_path)
-            for folder in storage.storage_filesystem.get_file_info(selector):
-                if folder.base_name.startswith(f"trial-{number:05d}-"):
-                    storage.storage_filesystem.delete_dir(folder.path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks; ours are made anew at a restart
 
 
 @contextlib.contextmanager
@@ -159,6 +142,11 @@ def stopped_by_signals(note: Callable[[str], None]) -> Iterator[list[int]]:
 
 def check_output(output: str) -> None:
     """Check that checkpoints can be kept there: a folder, or the URI of a bucket. Raises ValueError."""
+    if CREDENTIALS.search(output):
+        raise ValueError(
+            f"--output must hold no credentials, got {output.partition(':')[0]}://***, which the study would keep; "
+            "leave them to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or to the machines' own role"
+        )
     try:
         filesystem, folder = FileSystem.from_uri(output)
         filesystem.create_dir(folder, recursive=True)

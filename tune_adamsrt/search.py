@@ -1,6 +1,7 @@
 """The search: `python -m tune_adamsrt.search --setting resnet20-digits`.
 
-    arguments -> Plan (setting, space) -> Study -> Ray Tune (searcher, scheduler, trainable) -> best -> export
+    arguments -> Plan (setting, space) -> Study -> Ray Tune (searcher, scheduler, trainable) -> best candidates
+         -> confirm (fresh seeds, then one test) -> export, MLflow model
 
 Everything that a user can get wrong is checked before the first Ray process starts.
 """
@@ -13,6 +14,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
+import contextlib
+import dataclasses
 import shlex
 import sys
 import time
@@ -24,10 +27,13 @@ from rich.console import Console
 
 from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
+from tune_adamsrt.candidates import describe_failures
+from tune_adamsrt.confirm import confirm, confirmed_model
 from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
+from tune_adamsrt.mlflow_model import log_model
 from tune_adamsrt.plan import Plan, local_folder, make_plans, prepare_data, render_plan
 from tune_adamsrt.provenance import export_comments, provenance_tags
-from tune_adamsrt.records import HyperParameters, SearchInfo, SearchSummary, TrialRecord, TrialState
+from tune_adamsrt.records import Confirmation, HyperParameters, SearchInfo, SearchSummary, TrialRecord, TrialState
 from tune_adamsrt.resources import TrialResources, choose_trial_resources, connect, count_slots, describe_cluster
 from tune_adamsrt.running import check_output, run_trials
 from tune_adamsrt.searcher import hopeless_reason
@@ -37,6 +43,7 @@ from tune_adamsrt.study import StorageLostError, Study, StudyError, locked, open
 from tune_adamsrt.terminal import TerminalView
 from tune_adamsrt.tracking import Tracking
 from tune_adamsrt.tracking_uri import check_tracking_uri, mask_secrets, resolve_tracking_uri, ui_command
+from tune_adamsrt.undelivered import Undelivered
 
 WARM_START_POINTS = 5
 DONE, SEARCH_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -121,67 +128,103 @@ def trial_resources(plan: Plan, arguments: argparse.Namespace) -> TrialResources
 
 
 def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namespace, tracking_uri: str) -> int:
-    """Search one optimizer on one setting, export the best, and tell the user. Returns the exit code."""
+    """Search one optimizer on one setting, confirm and export the best, and tell the user. Returns the exit code."""
     storage = open_storage(storage_location(arguments))
-    study_name = plan.study_name
     if arguments.resume and not arguments.study:
-        study_name = newest_study_name(storage, prefix=f"{plan.setting.name}-{plan.optimizer}-")
-    with locked(study_name, plan.local_output):
+        newest = newest_study_name(storage, prefix=f"{plan.setting.name}-{plan.optimizer}-")
+        plan = dataclasses.replace(plan, study_name=newest)
+    with locked(plan.study_name, plan.local_output):
         view = TerminalView()
-        tracking = Tracking(tracking_uri, on_warning=view.warn)
+        undelivered = Undelivered(plan.local_output, plan.study_name, storage_location(arguments), tracking_uri)
+        tracking = Tracking(tracking_uri, on_warning=view.warn, undelivered=undelivered)
         try:
-            study = Study(
-                study_name,
-                storage=storage,
-                space=plan.space,
-                sampler=plan.sampler,
-                seed=plan.seed,
-                protocol=plan.protocol,
-                first_points=first_points(plan, storage, arguments.warm_start_from),
-                observers=(view, tracking),
-            )
-            budget = Budget(
-                study,
-                trials=plan.trials,
-                time_budget_s=arguments.time_budget,
-                max_total_epochs=arguments.max_total_epochs,
-            )
-            max_concurrent = min(arguments.max_concurrent or count_slots(resources), plan.trials)
-            info = describe_search(plan, study, resources, arguments.time_budget, max_concurrent)
-            study.note_start(info)
-            for observer in (view, tracking):
-                observer.search_started(info)
-            started = time.monotonic()
-            stopped_by = run_trials(
-                plan, study, budget, resources=resources, max_concurrent=max_concurrent, note=view.note
-            )
-            where = []
-            if stopped_by is None and study.best is not None:
-                where.append(("best values", export_best(plan, study, study.best, tracking)))
-                where += [("at the edge", line) for line in plan.space.edges(study.best.hyper_parameters)]
-            summary = SearchSummary(
-                best=study.best,
-                candidates=len(study.in_state(TrialState.COMPLETE)),
-                trials=list(study.trials.values()),
-                epochs_spent=study.epochs_spent,
-                seconds=time.monotonic() - started,
-                ended_by=stopped_by or hopeless_reason(study, plan.trials) or budget.reason_not_to_start() or "done",
-            )
-            study.note_end(info, summary.ended_by)
-            for observer in (view, tracking):
-                observer.search_ended(summary)
-            tracking.close()
-            where.append(("study", f"{study_name} in {mask_secrets(storage_location(arguments))}"))
-            where.append(("MLflow", ui_command(tracking_uri)))
-            if stopped_by is not None:
-                where.append(("to go on", resume_command(study_name)))
-            view.show_where(where)
+            return search_and_confirm(plan, storage, resources, arguments, view, tracking, undelivered)
         finally:
             tracking.close()
             view.close()
+
+
+def search_and_confirm(
+    plan: Plan,
+    storage: BaseStorage,
+    resources: TrialResources,
+    arguments: argparse.Namespace,
+    view: TerminalView,
+    tracking: Tracking,
+    undelivered: Undelivered,
+) -> int:
+    study = Study(
+        plan.study_name,
+        storage=storage,
+        space=plan.space,
+        sampler=plan.sampler,
+        seed=plan.seed,
+        protocol=plan.protocol,
+        first_points=first_points(plan, storage, arguments.warm_start_from),
+        observers=(view, tracking),
+    )
+    budget = Budget(
+        study,
+        trials=plan.trials,
+        time_budget_s=arguments.time_budget,
+        max_total_epochs=arguments.max_total_epochs,
+    )
+    slots = arguments.max_concurrent or count_slots(resources)
+    info = describe_search(plan, study, resources, arguments.time_budget, min(slots, plan.trials))
+    study.note_start(info)
+    for observer in (view, tracking):
+        observer.search_started(info)
+    started = time.monotonic()
+    stopped_by = run_trials(
+        plan, study, budget, resources=resources, max_concurrent=info.max_concurrent, note=view.note
+    )
+    ended_by = stopped_by or hopeless_reason(study, plan.trials) or budget.reason_not_to_start() or "done"
+    with contextlib.suppress(StorageLostError):  # it is what ended the search, or the next word to the study says so
+        study.note_end(info, ended_by)
+    confirmation = None
+    if stopped_by is None and study.best is not None and plan.confirm_seeds:
+        confirmation, stopped_by = confirm(
+            plan,
+            study,
+            storage,
+            info=info,
+            resources=resources,
+            max_concurrent=slots,
+            view=view,
+            tracking=tracking,
+        )
+    best = study.best if confirmation is None else confirmation.candidate
+    where = []
+    if stopped_by is None and best is not None:
+        place = export_best(plan, study, best, confirmation, resources, tracking)
+        where.append(("best values", place))
+        where += [("at the edge", line) for line in plan.space.edges(best.hyper_parameters)]
+    elif stopped_by is None and confirmation is not None:
+        where.append(("not exported", f"nothing was confirmed: {describe_failures(confirmation.runs)}"))
+    summary = SearchSummary(
+        best=study.best,
+        candidates=len(study.in_state(TrialState.COMPLETE)),
+        trials=list(study.trials.values()),
+        epochs_spent=study.epochs_spent,
+        seconds=time.monotonic() - started,
+        ended_by=stopped_by or ended_by,
+        confirmation=confirmation,
+    )
+    if stopped_by is None and study.trials and not arguments.no_report:
+        where += report_on(plan, storage, tracking, view)
+    for observer in (view, tracking):
+        observer.search_ended(summary)
+    tracking.close()
+    if confirmation is not None and confirmation.candidate is not None:
+        where += publish_model(plan, study, confirmation, tracking, undelivered, view)
+    where.append(("study", f"{study.name} in {mask_secrets(storage_location(arguments))}"))
+    where.append(("MLflow", ui_command(tracking.uri)))
+    if stopped_by is not None:
+        where.append(("to go on", resume_command(plan)))
+    view.show_where(where)
     if stopped_by == "interrupted":
         return INTERRUPTED
-    return DONE if stopped_by is None and study.best is not None else SEARCH_FAILED
+    return DONE if stopped_by is None and best is not None else SEARCH_FAILED
 
 
 def first_points(plan: Plan, storage: BaseStorage, warm_start_from: str | None) -> list[tuple[HyperParameters, str]]:
@@ -205,20 +248,30 @@ def describe_search(
         max_concurrent=max_concurrent,
         time_budget_s=time_budget_s,
         space=plan.space.to_json(),
-        tags=provenance_tags(plan, place=plan.place(resources), cluster=describe_cluster(), resources=str(resources)),
+        tags={
+            **provenance_tags(plan, place=plan.place(resources), cluster=describe_cluster(), resources=str(resources)),
+            "command": mask_secrets(resume_command(plan)),
+        },
         key=study.key,
         restored=list(study.trials.values()),
     )
 
 
-def export_best(plan: Plan, study: Study, best: TrialRecord, tracking: Tracking) -> str:
+def export_best(
+    plan: Plan,
+    study: Study,
+    best: TrialRecord,
+    confirmation: Confirmation | None,
+    resources: TrialResources,
+    tracking: Tracking,
+) -> str:
     """Merge the best configuration into the exported module. Returns where it stands there, or why it does not."""
     entry = Entry(
         dataset=plan.setting.dataset,
         model=plan.setting.model,
         optimizer=plan.optimizer,
         hyper_parameters=best.hyper_parameters,
-        provenance=export_comments(plan, study, best, run_id=tracking.run_id),
+        provenance=export_comments(plan, study, best, confirmation, cpus=resources.cpus, run_id=tracking.run_id),
     )
     place = f"{plan.export}  ['{entry.dataset}']['{entry.model}']['{entry.optimizer}']"
     if not merge_entry(plan.export, entry, may_replace=plan.may_replace):
@@ -227,15 +280,72 @@ def export_best(plan: Plan, study: Study, best: TrialRecord, tracking: Tracking)
     return place
 
 
-def resume_command(study_name: str) -> str:
-    """The command that goes on with this study: the one that was typed, with the study's name."""
-    typed = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    if "--study" not in typed:
-        typed += ["--study", study_name]
+def report_on(plan: Plan, storage: BaseStorage, tracking: Tracking, view: TerminalView) -> list[tuple[str, str]]:
+    """Write the report's page, figures and tables, and hand the main ones to MLflow. Its trouble ends no search."""
+    folder = plan.local_output / "report" / plan.study_name
+    try:
+        with Console().status("drawing the report"):
+            from tune_adamsrt.report import write_search_report  # matplotlib, which nothing before it needs
+
+            page, kept = write_search_report(folder, storage, plan.study_name)
+    except Exception as error:
+        view.warn(f"the report could not be written: {' '.join(str(error).split())[:200]}")
+        return []
+    for path in kept:
+        tracking.add_artifact(path)
+    return [("report", str(page))]
+
+
+def publish_model(
+    plan: Plan,
+    study: Study,
+    confirmation: Confirmation,
+    tracking: Tracking,
+    undelivered: Undelivered,
+    view: TerminalView,
+) -> list[tuple[str, str]]:
+    """Log the confirmed model. Where MLflow does not take it, it waits in a file, and the user learns what sends it."""
+    name = f"{plan.setting.name}-{plan.optimizer}"
+    item = confirmed_model(plan, study, confirmation)
+    arguments = {key: value for key, value in item.items() if key != "kind"}
+    with contextlib.suppress(OSError):
+        undelivered.add(item)  # before it is tried: whoever kills us now loses nothing
+    try:
+        with Console().status("logging the model"):
+            version = log_model(uri=tracking.uri, run_id=tracking.run_id, **arguments)
+    except Exception as error:  # whatever a store, a driver or a plugin raises, the search has ended well
+        reason = mask_secrets(" ".join(str(error).split()))[:200]
+        view.warn(f"the model was not logged: {reason}; to send it later: {undelivered.command}")
+        return []
+    with contextlib.suppress(OSError):
+        undelivered.items.remove(item)
+        if undelivered.items or undelivered.missing:
+            undelivered.write()
+        else:
+            undelivered.remove()
+    return [("model", f"models:/{name}/{version}")]
+
+
+def resume_command(plan: Plan) -> str:
+    """The command that goes on with this search: the one that was typed, narrowed down to its study."""
+    typed = without_options(sys.argv[1:], "--setting", "--optimizer", "--study")
+    typed = [argument for argument in typed if argument != "--resume"]
+    own = ["--setting", plan.typed_setting, "--optimizer", plan.optimizer, "--study", plan.study_name]
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), "-m", "tune_adamsrt.search", *typed])
+    return shlex.join([str(python), "-m", "tune_adamsrt.search", *own, *typed])
+
+
+def without_options(arguments: Sequence[str], *names: str) -> list[str]:
+    """Leave these options out, with their values, as `--name value` or `--name=value`."""
+    left: list[str] = []
+    is_value = False
+    for argument in arguments:
+        if not is_value and argument not in names and not argument.startswith(tuple(f"{name}=" for name in names)):
+            left.append(argument)
+        is_value = argument in names
+    return left
 
 
 if __name__ == "__main__":

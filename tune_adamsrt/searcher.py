@@ -4,6 +4,7 @@ Ray's own OptunaSearch tells stopped trials as complete with their low-epoch val
 ever. Here every epoch is reported, also the one that ends a trial; stopped trials are PRUNED, diverged ones FAIL.
 """
 
+import dataclasses
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -53,6 +54,7 @@ class StudySearcher(Searcher):
                 return None  # what runs now may yet promote one of those that wait
             self._leave_behind()
             return Searcher.FINISHED
+        record.ray_trial_id = trial_id
         self._numbers[trial_id] = record.number
         self._active.add(trial_id)
         return {
@@ -101,8 +103,8 @@ class StudySearcher(Searcher):
 
     def _report(self, number: int, result: dict[str, Any]) -> None:
         report = epoch_report(result)
-        last = self._study.trials[number].epochs[-1:]
-        if report is not None and last != [report]:  # at a trial's end Tune may repeat a result
+        known = [dataclasses.replace(last, reported_at=0.0) for last in self._study.trials[number].epochs[-1:]]
+        if report is not None and known != [report]:  # at a trial's end Tune may repeat a result
             self._study.report(number, report, host=str(result.get("hostname", "")))
 
     # The study is the record; Tune's snapshots need nothing of the searcher.

@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from adamsrt.registry import unknown_name_message
-from tune_adamsrt.confirm import build_confirmation, is_confirmation
+from tune_adamsrt.candidates import build_confirmation, is_confirmation
 from tune_adamsrt.records import Confirmation, HyperParameters, SearchInfo, TrialRecord, TrialState
 from tune_adamsrt.study import StudyError, best_of, load_records, read_test_accuracies, top_candidates
 
@@ -131,8 +131,8 @@ def describe_studies(storage: BaseStorage) -> Iterator[str]:
         best = best_of([record for record in records if record.state is TrialState.COMPLETE])
         value = f"best {100 * best.value:.2f} %" if best is not None and best.value is not None else "no candidate"
         if "confirms" in description:
-            tested = ", ".join(f"trial {number}" for number in read_test_accuracies(study.user_attrs))
-            value = f"confirms {description['confirms']}: {tested or 'not done'}"
+            tested = ", ".join(f"tested trial {number}" for number in read_test_accuracies(study.user_attrs))
+            value = f"confirms {description['confirms']}: {tested or 'not tested yet'}"
         what = f"{space.get('setting', '?')}/{space.get('optimizer', '?')}"
         yield f"{study.study_name}  {what}  {counts or 'no trials'}  {value}"
 

@@ -4,6 +4,8 @@ Only the driver talks to it. The storage holds enough to rebuild every `TrialRec
 can show a search, and a restart can go on with it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
@@ -13,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import optuna
@@ -25,10 +27,12 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
 
+from tune_adamsrt.journal import WholeLines
 from tune_adamsrt.records import EpochReport, HyperParameters, Observer, SearchInfo, TrialRecord, TrialState
-from tune_adamsrt.samplers import build_sampler
-from tune_adamsrt.space import SearchSpace
 from tune_adamsrt.tracking_uri import mask_secrets
+
+if TYPE_CHECKING:  # it brings torch along, which readers of a study need not wait for
+    from tune_adamsrt.space import SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -43,7 +47,7 @@ _STATES = {
 }
 
 _KEPT_AT_START = ("hyper_parameters", "seed", "origin", "started_at", "confirms")
-_KEPT_AT_END = ("state", "reason", "ended_at", "host")
+_KEPT_AT_END = ("state", "reason", "ended_at", "host", "ray_trial_id")
 
 
 class StudyError(ValueError):
@@ -83,7 +87,8 @@ def open_storage(location: str, *, must_exist: bool = False) -> BaseStorage:
         if must_exist and not path.exists():
             raise StudyError(f"the study storage must exist, got {path}; name it with --output or --study-storage")
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
+        # Who only reads must not mend: what looks cut off may be a line in the making.
+        return JournalStorage(JournalFileBackend(str(path)) if must_exist else WholeLines(str(path)))
     except (ValueError, KeyError, AssertionError) as error:  # from reading the journal
         if isinstance(error, StudyError):
             raise
@@ -105,7 +110,7 @@ def locked(study_name: str, folder: Path) -> Iterator[None]:
     """Keep a second driver on this machine from the same study. Raises StudyError where another has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{study_name}.lock", timeout=0)
+        lock = FileLock(folder / f".{study_name}.lock", timeout=1)  # status holds it for an instant
         lock.acquire()
     except Timeout:
         raise StudyError(
@@ -170,7 +175,7 @@ class Study:
         protocol: Mapping[str, Any],
         first_points: Sequence[tuple[HyperParameters, str]] = (),
         listed: Sequence[ListedRun] = (),
-        confirms: "Study | None" = None,
+        confirms: Study | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.name = name
@@ -197,6 +202,8 @@ class Study:
             key = f"{confirms.key}/{name.removeprefix(confirms.name).strip('.')}"
             self._describe(description | {"confirms": confirms.name}, key=key)
         found = self._optuna.get_trials(deepcopy=False)
+        from tune_adamsrt.samplers import build_sampler  # brings torch along as well
+
         self._optuna.sampler = build_sampler(sampler, space, seed, trials_so_far=len(found))
         for trial in found:
             if trial.state in _STATES:
@@ -206,19 +213,19 @@ class Study:
                 params = self._space.encode(point)
                 self._optuna.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
             self._optuna.set_user_attr("has_first_points", True)
-        self._list(listed)
+        self.listed = self._list(listed) if listed else []  # all runs that a confirmation has: (confirms, seed)
 
-    def _list(self, runs: Sequence[ListedRun]) -> None:
+    def _list(self, runs: Sequence[ListedRun]) -> list[tuple[int, int]]:
         """Have these trained, those left out that the study knows: a driver before this one may have listed some."""
-        if not runs:
-            return
-        known = {(record.confirms, record.seed) for record in self.trials.values()}
+        known = [(record.confirms, record.seed) for record in self.trials.values() if record.confirms is not None]
         waiting = self._optuna.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
-        known |= {(trial.user_attrs.get("confirms"), trial.user_attrs.get("seed")) for trial in waiting}
+        known += [(trial.user_attrs["confirms"], trial.user_attrs["seed"]) for trial in waiting]
         for run in runs:
             if (run.confirms, run.seed) not in known:
                 attributes = {"origin": run.origin, "seed": run.seed, "confirms": run.confirms}
                 self._optuna.enqueue_trial(self._space.encode(run.hyper_parameters), user_attrs=attributes)
+                known.append((run.confirms, run.seed))
+        return known
 
     def _describe(self, description: dict[str, Any], *, key: str) -> None:
         """Keep what the study is for, or refuse where it was made for something else."""
@@ -251,6 +258,10 @@ class Study:
         known = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
         del known["restored"]  # the trials themselves are there
         self._optuna.set_user_attr("search", {**known, "space": dict(info.space), "tags": dict(info.tags), **times})
+
+    def add_observer(self, observer: Observer) -> None:
+        """Have someone told of what comes from now on."""
+        self._observers = [*self._observers, observer]
 
     @_recorded
     def note_test(self, candidate: int, accuracies: Sequence[float]) -> None:

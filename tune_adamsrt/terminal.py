@@ -24,6 +24,8 @@ from tune_adamsrt.formats import (
     format_estimate,
     format_hyper_parameters,
     format_percent,
+    format_seeds,
+    format_spread,
     format_value,
     one_line,
 )
@@ -45,15 +47,18 @@ def render_heading(progress: Progress) -> str:
     """What is searched, how and where: "resnet20-digits/adamsrt   tpe/asha   2 x 1 CPU"; what was done before."""
     info = progress.info
     method = "/".join(info.tags[key] for key in ("sampler", "scheduler") if info.tags.get(key))
+    if _is_confirmation(progress):
+        method = "confirming on fresh seeds"
     where = [info.tags[key] for key in ("resources", "device") if info.tags.get(key)]
-    before = f"resumed: {progress.ended_before} of {info.trials} trials ended before" if info.restored else ""
+    unit = _unit(progress)
+    before = f"resumed: {progress.ended_before} of {info.trials} {unit} ended before" if info.restored else ""
     return "   ".join(one_line(part) for part in (info.name, method, *where, before) if part)
 
 
 def render_time_left(progress: Progress, now: float) -> str:
     """ "about 3 min left", "at most 5 min left" where only the time budget is known, or "time left -"."""
     if len(progress.ended) >= progress.info.trials:
-        return "all trials ended"
+        return f"all {_unit(progress)} ended"
     estimate, budget_left = progress.seconds_left(now), progress.budget_left(now)
     if estimate is not None:
         return f"about {format_estimate(estimate)} left"
@@ -72,6 +77,15 @@ def render_best(progress: Progress, *, with_configuration: bool = True) -> str:
         return f"{format_percent(trial.value)}{so_far}"
     configuration = format_hyper_parameters(trial.hyper_parameters)
     return f"{format_percent(trial.value)}{so_far}  trial {trial.number}  {configuration}"
+
+
+def render_standings(progress: Progress) -> str:
+    """How the candidates of a confirmation compare so far: "trial 16 99.07 % +- 0.20 (2 seeds), trial 3 ..."."""
+    means = [
+        f"trial {number} {format_spread(spread)} ({spread.n} seed{'' if spread.n == 1 else 's'})"
+        for number, spread in progress.standings
+    ]
+    return ", ".join(means) or "-"
 
 
 def render_counts(progress: Progress, *, gap: int = 3) -> Text:
@@ -101,7 +115,7 @@ def render_bars(progress: Progress) -> Table:
     bars.add_column(width=_LABEL_WIDTH - 1, no_wrap=True, style="dim")
     bars.add_column(ratio=1)
     bars.add_column(no_wrap=True)
-    bars.add_row("trials", ProgressBar(total=max(1, total), completed=ended), f"{ended} of {total}")
+    bars.add_row(_unit(progress), ProgressBar(total=max(1, total), completed=ended), f"{ended} of {total}")
     most = max(1, info.max_epochs_spent)
     # stopped trials leave epochs unspent, so the search is done before this bar is full
     bars.add_row("epochs", ProgressBar(total=most, completed=spent), f"{spent} of at most {info.max_epochs_spent}")
@@ -115,13 +129,16 @@ def render_running(progress: Progress, *, width: int, rows: int) -> list[Text]:
         return []
     shown = running if len(running) < rows else running[: max(1, rows - 2)]
     names = list(dict.fromkeys(name for trial in shown for name in trial.hyper_parameters))
-    table = [["trial", "epoch", "accuracy", *names]]
+    seeds = ["seed"] if _is_confirmation(progress) else []
+    table = [["trial", "epoch", "accuracy", *seeds, *names]]
     for trial in shown:
         accuracy = trial.epochs[-1].valid_accuracy if trial.epochs else None
         values = [
             format_value(trial.hyper_parameters[name]) if name in trial.hyper_parameters else "-" for name in names
         ]
-        table.append([str(trial.number), f"{trial.epoch}/{progress.info.epochs}", format_percent(accuracy), *values])
+        number = trial.number if trial.confirms is None else trial.confirms
+        cells = [str(number), f"{trial.epoch}/{progress.info.epochs}", format_percent(accuracy)]
+        table.append([*cells, *(str(trial.seed) for _ in seeds), *values])
 
     lines = [""] * len(table)
     for index, column in enumerate(zip(*table, strict=True)):
@@ -144,8 +161,10 @@ def render_live(progress: Progress, now: float, *, width: int, height: int) -> G
     name, _, rest = render_heading(progress).partition("   ")
     heading = [_line(line) for line in _wrapped(f"{name}   {rest}".rstrip(), width)]
     heading[0].stylize("bold", 0, min(len(name), len(heading[0])))
+    best = ("best", render_best(progress), "bold" if progress.best else "")
+    label, text, style = ("means", render_standings(progress), "bold") if _is_confirmation(progress) else best
     below = [
-        *_labelled("best", render_best(progress), width, style="bold" if progress.best else ""),
+        *_labelled(label, text, width, style=style),
         *_labelled("speed", render_speed(progress, now), width),
     ]
     counts = Text.assemble(" " * _LABEL_WIDTH, render_counts(progress), no_wrap=True, overflow="ellipsis")
@@ -160,7 +179,9 @@ def render_live(progress: Progress, now: float, *, width: int, height: int) -> G
 
 def render_trial_line(progress: Progress, trial: TrialRecord, now: float) -> str:
     """One line for a trial that has ended, with how far the search is."""
-    number = str(trial.number).rjust(len(str(max(0, progress.info.trials - 1))))
+    name = f"trial {str(trial.number).rjust(len(str(max(0, progress.info.trials - 1))))}"
+    if trial.confirms is not None:
+        name = one_line(trial.origin)
     at = f"at epoch {trial.epoch}"
     reason = one_line(trial.reason)
     configuration = format_hyper_parameters(trial.hyper_parameters)
@@ -170,16 +191,17 @@ def render_trial_line(progress: Progress, trial: TrialRecord, now: float) -> str
         what = f"{format_percent(trial.value)} {at}" + (f"  ({reason})" if reason else "")
     else:
         what = f"{format_percent(trial.value)} {at}  {configuration}"
-    return f"trial {number} {trial.state:<8}  {what}   [{render_position(progress, now)}]"
+    return f"{name} {trial.state:<8}  {what}   [{render_position(progress, now)}]"
 
 
 def render_position(progress: Progress, now: float) -> str:
     """ "8/16 trials, 74/160 epochs, best 98.61 %, about 40 s left"."""
     info = progress.info
+    best = [] if _is_confirmation(progress) else [f"best {render_best(progress, with_configuration=False)}"]
     parts = [
-        f"{len(progress.ended)}/{max(info.trials, len(progress.trials))} trials",
+        f"{len(progress.ended)}/{max(info.trials, len(progress.trials))} {_unit(progress)}",
         f"{progress.epochs_spent}/{info.max_epochs_spent} epochs",
-        f"best {render_best(progress, with_configuration=False)}",
+        *best,
         render_time_left(progress, now),
     ]
     return ", ".join(parts)
@@ -193,12 +215,15 @@ def render_summary(info: SearchInfo, summary: SearchSummary) -> list[tuple[str, 
         for state, count in counts.items()
         if count or state not in (TrialState.RUNNING, TrialState.PAUSED)
     )
+    confirmation = summary.confirmation
+    others = "stopped and failed trials included"
+    others += "" if confirmation is None else f", plus {confirmation.epochs_spent} to confirm"
     rows = [
         (info.name, f"{one_line(summary.ended_by)}, after {format_duration(summary.seconds)}"),
         ("trials", f"{len(summary.trials)} of {info.trials}: {states}"),
         (
             "epochs spent",
-            f"{summary.epochs_spent} of at most {info.max_epochs_spent}, stopped and failed trials included",
+            f"{summary.epochs_spent} of at most {info.max_epochs_spent}, {others}",
         ),
     ]
     budget = f"the full budget of {info.epochs} epoch{'' if info.epochs == 1 else 's'}"
@@ -208,6 +233,12 @@ def render_summary(info: SearchInfo, summary: SearchSummary) -> list[tuple[str, 
     rows.append(("validation accuracy", format_percent(best.value)))
     of = f"best of {summary.candidates} trial{'' if summary.candidates == 1 else 's'} at {budget}"
     rows.append(("best", f"trial {best.number}, {of}" + (f" ({one_line(best.origin)})" if best.origin else "")))
+    if confirmation is not None and confirmation.candidate is not None:
+        best = confirmation.candidate
+        valid = confirmation.valid_accuracy
+        rows.append(("confirmed", f"{format_spread(valid)} ({format_seeds(valid.n)}, trial {best.number})"))
+    if confirmation is not None and confirmation.test_accuracies:
+        rows.append(("test accuracy", format_spread(confirmation.test_accuracy)))
     rows += [(f"  {name}", format_value(value, exact=True)) for name, value in best.hyper_parameters.items()]
     return rows
 
@@ -225,6 +256,14 @@ def render_aligned(rows: Sequence[tuple[str, str]], *, width: int | None = None)
 def rows_after_resize(lengths: Sequence[int], width: int) -> int:
     """Rows that lines of these lengths take where the terminal has wrapped them at a new width."""
     return sum(max(1, math.ceil(length / width)) for length in lengths)
+
+
+def _is_confirmation(progress: Progress) -> bool:
+    return progress.info.role == "confirmation"
+
+
+def _unit(progress: Progress) -> str:
+    return "runs" if _is_confirmation(progress) else "trials"
 
 
 def _line(text: str, style: str = "") -> Text:
@@ -259,6 +298,7 @@ class TerminalView:
         self._console = console or Console(force_interactive=None if sys.stdout.isatty() else False)
         self._clock = clock
         self._progress: Progress | None = None
+        self._info: SearchInfo | None = None  # of the search, also while its best are confirmed
         self._live: Live | None = None
         self._lock = threading.Lock()  # held to change _progress and to draw it; never while printing
         self._drawn_width = 0
@@ -266,11 +306,17 @@ class TerminalView:
         self._last_printed = clock()
 
     def search_started(self, info: SearchInfo) -> None:
+        """Show a search, or the confirmation that follows it and belongs to the same summary."""
+        if self._live is not None:
+            self._live.transient = True
         self.close()
+        if info.role == "search":
+            self._info = info
         self._progress = Progress(info, started=self._clock())
         self._drawn_lengths = []
         if not self._console.is_interactive:
-            budget = f"{info.trials} trials of at most {info.epochs} epochs"
+            at_most = "" if _is_confirmation(self._progress) else "at most "
+            budget = f"{info.trials} {_unit(self._progress)} of {at_most}{info.epochs} epochs"
             self._print(Text(f"{render_heading(self._progress)}   {budget}"))
             return
         self._live = Live(
@@ -298,21 +344,22 @@ class TerminalView:
         if self._live is None:
             self._print(Text(render_trial_line(progress, trial, self._clock())))
         elif trial.state is TrialState.FAILED:
-            what = f"trial {trial.number} failed at epoch {trial.epoch}: {one_line(trial.reason) or 'no reason given'}"
+            name = f"trial {trial.number}" if trial.confirms is None else one_line(trial.origin)
+            what = f"{name} failed at epoch {trial.epoch}: {one_line(trial.reason) or 'no reason given'}"
             self._print(Text(f"{what}  {format_hyper_parameters(trial.hyper_parameters)}", style="red"), wrap=True)
-        elif trial is progress.best:
+        elif trial is progress.best and trial.confirms is None:
             self._print(Text(f"new best  {render_best(progress)}", style="green"), wrap=True)
 
     def search_ended(self, summary: SearchSummary) -> None:
         """Take the live view away and print what the search came to."""
-        progress = self._progress
+        info = self._info
         if self._live is not None:
             self._live.transient = True
         self.close()
-        self._progress = None
-        if progress is None:
+        self._progress = self._info = None
+        if info is None:
             return
-        (name, how), *rows = render_summary(progress.info, summary)
+        (name, how), *rows = render_summary(info, summary)
         self._print(Text.assemble("\n", (name, "bold"), f": {how}"))
         for line in render_aligned(rows, width=self._console.width if self._console.is_interactive else None):
             self._print(Text(line))

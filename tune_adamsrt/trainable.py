@@ -16,6 +16,7 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from adamsrt.training import EpochResult, Training, TrainingSpec
 from tune_adamsrt.records import EpochReport
+from tune_adamsrt.weights import save_weights, weights_file
 
 _REPORT_FIELDS = tuple(field.name for field in dataclasses.fields(EpochReport) if field.name != "reported_at")
 
@@ -24,7 +25,8 @@ class TrainingTrainable(tune.Trainable):
     """Trains one configuration. The configuration:
 
     protocol: what all trials share (see `Plan.protocol`).
-    place: data_root, device, cpus_per_trial, num_workers, checkpoint_epochs; they may differ after a restart.
+    place: data_root, device, cpus_per_trial, num_workers, checkpoint_epochs; they may differ after a restart. Where it
+        has keep_weights, a folder or URI, the best weights are there as trial-N.pt before the last epoch is reported.
     trial_number, hyper_parameters, seed: the trial's own.
     checkpoint: path or URI of a folder to go on from after the driver was lost; None otherwise.
 
@@ -48,6 +50,7 @@ class TrainingTrainable(tune.Trainable):
         self._number: int = config["trial_number"]
         self._selection: str = config["protocol"]["selection"]
         self._checkpoint_epochs = frozenset(config["place"]["checkpoint_epochs"])
+        self._keep_weights: str | None = config["place"].get("keep_weights")
         self._training: Training | None = None
         self._failure: str | None = None
         self._checkpoint_cost_s = self.FIRST_CHECKPOINT_AFTER_S / self.TRAINING_PER_CHECKPOINT
@@ -68,6 +71,9 @@ class TrainingTrainable(tune.Trainable):
             return self._failed(self._failure or "nothing to train")
         try:
             result = self._training.run_epoch()
+            if self._keep_weights is not None and result.epoch == self._training.spec.epochs and result.is_finite:
+                weights = self._training.state_dict()["best_weights"]
+                save_weights(weights_file(self._keep_weights, self._number), weights)
         except Exception as error:
             return self._failed(_one_line(error))
         report = self._report(result)

@@ -1,9 +1,13 @@
 """MLflow stores for tests."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tune_adamsrt import mlflow_writer
+from tune_adamsrt.tracking import Tracking
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,22 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*QUIET_ENVIRONMENT, "MLFLOW_TRACKING_URI"]:
         monkeypatch.setenv(name, "to be restored")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer tries again at once, and does not spare the core."""
+    monkeypatch.setattr(mlflow_writer, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(mlflow_writer, "CPU_SHARE", 1.0)
+
+
+@pytest.fixture
+def warnings_told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def tracking(uri: str, warnings_told: list[str]) -> Iterator[Tracking]:
+    tracking = Tracking(uri, on_warning=warnings_told.append, flush_interval_s=0.01)
+    yield tracking
+    tracking.close(1.0)

@@ -258,7 +258,8 @@ class LostStorage:
 
 def test_fact_9_our_callback_survives_a_lost_folder(plan, journal):
     study = our_study(plan, journal)
-    ours = our_tune(plan, study, callbacks=[running.Checkpoints(study, plan.output)], storage=LostStorage())
+    callback = running.Checkpoints(study, plan.output, note=print)
+    ours = our_tune(plan, study, callbacks=[callback], storage=LostStorage())
     assert play(ours, 0, dict.fromkeys(range(1, EPOCHS + 1), 0.5)) == STOP
     assert study.trials[0].state is TrialState.COMPLETE
 
@@ -373,7 +374,7 @@ def stock_tuner(tmp_path, curve, searcher, callbacks=()):
 
 def run_ours(plan, study, curve, monkeypatch):
     """Run the study as the command does. Returns why it broke off."""
-    monkeypatch.setattr(running, "TrainingTrainable", curve)
+    monkeypatch.setattr(running, "CheckpointedTrainable", curve)
     budget = Budget(study, trials=plan.trials)
     return running.run_trials(plan, study, budget, resources=ONE_CPU, max_concurrent=1, note=print)
 

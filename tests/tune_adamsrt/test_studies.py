@@ -1,12 +1,20 @@
 """What a storage holds, and starting from an earlier study."""
 
 import pytest
+from search_records import make_info
 
 from tune_adamsrt.records import EpochReport
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
-from tune_adamsrt.studies import describe_studies, newest_study_name, top_points
-from tune_adamsrt.study import StorageLostError, Study, StudyError, open_storage
+from tune_adamsrt.studies import (
+    confirmations_of,
+    describe_studies,
+    load_confirmation,
+    load_search,
+    newest_study_name,
+    top_points,
+)
+from tune_adamsrt.study import ListedRun, StorageLostError, Study, StudyError, open_storage
 
 
 def report(epoch, value):
@@ -115,3 +123,83 @@ def test_a_storage_lost_while_running_ends_the_search(storage, monkeypatch):
     with pytest.raises(StorageLostError, match="No space left"):
         study.report(trial.number, report(1, 0.5))
     assert not issubclass(StorageLostError, Exception), "Tune catches exceptions of searchers and goes on"
+
+
+class TestLoadingASearch:
+    def test_gives_what_it_said_of_itself_when_it_started_and_ended(self, storage, monkeypatch):
+        study = open_study(storage, "earlier")
+        info = make_info(study_name="earlier", trials=7, time_budget_s=60.0, tags={"host": "a"}, space={"x": 1})
+        monkeypatch.setattr("time.time", lambda: 100.0)
+        study.note_start(info)
+        running = load_search(storage, "earlier")
+        assert (running.started_at, running.ended_at, running.ended_by) == (100.0, None, None)
+        monkeypatch.setattr("time.time", lambda: 160.0)
+        study.note_end(info, "time budget")
+        ended = load_search(storage, "earlier")
+        assert (ended.started_at, ended.ended_at, ended.ended_by) == (100.0, 160.0, "time budget")
+        assert (ended.info.trials, ended.info.time_budget_s, ended.info.tags) == (7, 60.0, {"host": "a"})
+        assert (ended.info.space, ended.info.key) == ({"x": 1}, study.key)
+        assert ended.trials == list(study.trials.values())
+        assert (ended.sampler, ended.seed, ended.protocol, ended.confirms) == ("random", 0, {"epochs": 2}, None)
+        study.note_start(info)
+        assert load_search(storage, "earlier").ended_by is None, "it runs again"
+
+    def test_makes_do_with_a_study_that_has_not_described_its_search(self, storage):
+        bare = load_search(storage, "earlier")
+        assert (bare.info.name, bare.info.study_name) == ("resnet20-digits/adamsrt", "earlier")
+        assert (bare.info.trials, bare.info.epochs, bare.info.role) == (5, 2, "search")
+        assert (bare.started_at, bare.ended_by, len(bare.trials)) == (None, None, 5)
+
+    def test_refuses_a_study_of_somebody_else(self, storage):
+        import optuna
+
+        optuna.create_study(study_name="theirs", storage=storage)
+        with pytest.raises(StudyError, match="must be one of tune_adamsrt"):
+            load_search(storage, "theirs")
+        with pytest.raises(StudyError, match="unknown study 'theris'; did you mean 'theirs'"):
+            load_search(storage, "theris")
+
+
+class TestConfirmations:
+    @pytest.fixture
+    def confirmed(self, storage):
+        """Trial 2 of `earlier` on two seeds; the test set has been read."""
+        search = open_study(storage, "earlier")
+        point = search.trials[2].hyper_parameters
+        study = Study(
+            "earlier.2-seeds.confirm",
+            storage=storage,
+            space=search._space,
+            sampler="random",
+            seed=0,
+            protocol={"epochs": 2},
+            listed=[ListedRun(point, seed, f"trial 2, seed {seed} of 2", 2) for seed in (1, 2)],
+            confirms=search,
+        )
+        for values in ((0.5, 0.75), (0.5, 0.25)):
+            trial = study.ask()
+            for epoch, value in enumerate(values, start=1):
+                study.report(trial.number, report(epoch, value))
+            study.tell_complete(trial.number)
+        return study
+
+    def test_are_read_with_their_search(self, storage, confirmed):
+        assert load_confirmation(storage, "earlier") is None, "not before the test"
+        confirmed.note_test(2, [0.5, 0.6])
+        found = load_confirmation(storage, "earlier")
+        assert found.candidate.number == 2 and found.candidate.value == 0.8
+        assert (found.valid_accuracy.mean, found.valid_accuracy.n) == (0.5, 2)
+        assert found.test_accuracies == (0.5, 0.6)
+        [stored] = confirmations_of(storage, "earlier")
+        assert (stored.confirms, stored.test_accuracies) == ("earlier", {2: [0.5, 0.6]})
+        assert [trial.confirms for trial in stored.trials] == [2, 2]
+        assert load_confirmation(storage, "earlier.2-seeds.confirm") is None
+
+    def test_are_not_what_is_resumed(self, storage, confirmed):
+        assert newest_study_name(storage, prefix="earlier") == "earlier"
+
+    def test_are_listed_as_such(self, storage, confirmed):
+        confirmed.note_test(2, [0.5, 0.6])
+        assert list(describe_studies(storage))[1] == (
+            "earlier.2-seeds.confirm  resnet20-digits/adamsrt  2 complete  confirms earlier: tested trial 2"
+        )

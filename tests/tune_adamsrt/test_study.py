@@ -9,7 +9,7 @@ from optuna.trial import TrialState as OptunaState
 from tune_adamsrt.records import EpochReport, TrialState
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
-from tune_adamsrt.study import Study, StudyError, open_storage, trial_seed
+from tune_adamsrt.study import ListedRun, Study, StudyError, open_storage, trial_seed
 
 PROTOCOL = {"epochs": 3, "dataset": "digits"}
 
@@ -271,6 +271,77 @@ class TestAfterACrash:
             points += [study.ask().hyper_parameters["lr"] for _ in range(6)]
         sampled = points[5:]  # the first five are published
         assert len(set(sampled)) == len(sampled)
+
+
+def test_every_report_has_the_time_at_which_it_came(storage, monkeypatch):
+    study = open_study(storage)
+    trial = study.ask()
+    monkeypatch.setattr("time.time", lambda: 1234.5)
+    study.report(trial.number, report(1, 0.5))
+    assert trial.epochs[0].reported_at == 1234.5
+    assert open_study(storage).trials[0].epochs[0].reported_at == 1234.5
+
+
+class TestAListedStudy:
+    """A confirmation: a list of configurations, each on a seed of its own, and nothing else."""
+
+    RUNS = tuple((number, seed) for seed in (2**31 + 5, 2**31 + 6) for number in (3, 4))
+
+    def open(self, storage, runs=RUNS):
+        search = open_study(storage)
+        points = search._space.first_points()
+        listed = [ListedRun(points[number], seed, f"trial {number}", number) for number, seed in runs]
+        study = Study(
+            "s.2-seeds.confirm",
+            storage=open_storage(storage),
+            space=search._space,
+            sampler="random",
+            seed=0,
+            protocol=PROTOCOL,
+            listed=listed,
+            confirms=search,
+        )
+        return study, points
+
+    def test_gives_the_list_in_order_with_its_seeds(self, storage):
+        study, points = self.open(storage)
+        asked = [study.ask() for _ in self.RUNS]
+        assert [(trial.confirms, trial.seed) for trial in asked] == list(self.RUNS) == study.listed
+        assert [trial.hyper_parameters for trial in asked] == [points[number] for number, _ in self.RUNS]
+        assert [trial.origin for trial in asked[:2]] == ["trial 3", "trial 4"]
+
+    def test_goes_on_after_a_restart_without_listing_anything_twice(self, storage):
+        study, _ = self.open(storage, self.RUNS[:3])  # killed while it was listed
+        study.report(study.ask().number, report(1, 0.5))
+        again, _ = self.open(storage)
+        assert again.listed == list(self.RUNS)
+        asked = [again.ask() for _ in self.RUNS]
+        assert [(trial.confirms, trial.seed) for trial in asked] == list(self.RUNS)
+        assert len(optuna_trials(storage, "s.2-seeds.confirm")) == 4
+
+    def test_killed_while_asking_keeps_candidate_and_seed(self, storage, monkeypatch):
+        study, _ = self.open(storage)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Study, "_note", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+            study.ask()
+        again, _ = self.open(storage)
+        asked = [again.ask() for _ in self.RUNS]
+        assert sorted((trial.confirms, trial.seed) for trial in asked) == sorted(self.RUNS)
+
+    def test_keeps_what_the_test_set_said(self, storage):
+        study, _ = self.open(storage)
+        study.note_test(3, [0.5, 0.25])
+        study.note_test(4, [1.0])
+        assert self.open(storage)[0].test_accuracies == {3: [0.5, 0.25], 4: [1.0]}
+
+    def test_is_found_with_the_search_by_its_key(self, storage):
+        study, _ = self.open(storage)
+        assert study.key == f"{open_study(storage).key}/2-seeds.confirm"
+
+    def test_is_no_search(self, storage):
+        self.open(storage)
+        with pytest.raises(StudyError, match="was made for another search"):
+            open_study(storage, name="s.2-seeds.confirm")
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "qmc", "random"])

@@ -1,5 +1,6 @@
 """The terminal view: what is rendered, then what is printed on a terminal and in a pipe."""
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from rich.console import Console
 from search_records import add_reports, make_info, make_progress, make_report, make_trial
 
 from tune_adamsrt.progress import Progress
-from tune_adamsrt.records import SearchSummary, TrialRecord, TrialState
+from tune_adamsrt.records import Confirmation, SearchSummary, TrialRecord, TrialState
 from tune_adamsrt.terminal import (
     TerminalView,
     render_best,
@@ -17,6 +18,7 @@ from tune_adamsrt.terminal import (
     render_heading,
     render_live,
     render_running,
+    render_standings,
     render_summary,
     render_time_left,
     render_trial_line,
@@ -201,6 +203,100 @@ def test_summary_says_how_it_ended_and_gives_the_best_configuration_exactly() ->
         ("  betas", "(0.9, 0.99)"),
         ("  weight_decay", "0"),
     ]
+
+
+def confirm_run(confirms: int, seed: int, value: float, state: TrialState = TrialState.COMPLETE) -> TrialRecord:
+    run = make_trial(seed, state, 10 if state is TrialState.COMPLETE else 4, value, confirms=confirms)
+    run.seed, run.origin = 2**31 + seed, f"trial {confirms}, seed {seed} of 2"
+    return run
+
+
+def make_confirmation() -> Confirmation:
+    candidate = make_trial(3, TrialState.COMPLETE, 10, value=0.97)
+    candidate.hyper_parameters = {"lr": 0.5}
+    runs = (confirm_run(3, 1, 0.95), confirm_run(3, 2, 0.97), confirm_run(7, 1, 0.9), confirm_run(7, 2, 0.9))
+    return Confirmation(candidate, runs, (0.94, 0.95), candidates=2)
+
+
+def test_summary_of_a_confirmed_search_gives_means_with_their_spread_and_what_was_exported() -> None:
+    best = make_trial(7, TrialState.COMPLETE, 10, value=0.98611)
+    summary = dataclasses.replace(make_summary(best, best=best), confirmation=make_confirmation())
+    assert render_summary(make_info(), summary)[2:] == [
+        ("epochs spent", "10 of at most 160, stopped and failed trials included, plus 40 to confirm"),
+        ("validation accuracy", "98.61 %"),
+        ("best", "trial 7, best of 1 trial at the full budget of 10 epochs"),
+        ("confirmed", "96.00 % +- 1.41 (2 fresh seeds, trial 3)"),
+        ("test accuracy", "94.50 % +- 0.71"),
+        ("  lr", "0.5"),
+    ]
+
+
+def test_summary_where_nothing_was_confirmed_claims_nothing() -> None:
+    best = make_trial(7, TrialState.COMPLETE, 10, value=0.98611)
+    nothing = Confirmation(None, (confirm_run(7, 1, 0.5, TrialState.FAILED),), (), candidates=1)
+    rows = dict(render_summary(make_info(), dataclasses.replace(make_summary(best, best=best), confirmation=nothing)))
+    assert not {"confirmed", "test accuracy"} & rows.keys()
+
+
+def test_a_confirmation_shows_its_stage_the_means_so_far_and_seeds() -> None:
+    progress = make_progress(
+        confirm_run(3, 1, 0.95),
+        confirm_run(7, 1, 0.9),
+        confirm_run(3, 2, 0.97),
+        dataclasses.replace(confirm_run(7, 2, 0.5, TrialState.RUNNING), number=9),
+        role="confirmation",
+        trials=4,
+        max_epochs_spent=40,
+    )
+    add_reports(progress, every_s=2.0, count=20)
+    view = "\n".join(shown(progress, now=40.0, width=100))
+    assert "resnet20-digits/adamsrt   confirming on fresh seeds   2 trials at once" in view
+    assert re.search(r"runs .* \d of 4 *\n", view)
+    assert "best" not in view
+    assert re.search(r"trial +epoch +accuracy +seed +lr", view)
+    assert re.search(r" 7 +4/10 +50\.00 % +2147483650 +0\.0123", view)
+    line = render_trial_line(progress, confirm_run(3, 1, 0.95), 40.0)
+    assert line.startswith("trial 3, seed 1 of 2 complete  95.00 % at epoch 10  lr=0.0123")
+    assert "runs, " in line and "best" not in line
+
+
+def test_the_standings_of_a_confirmation() -> None:
+    runs = [confirm_run(7, 1, 0.9), confirm_run(3, 1, 0.95), confirm_run(7, 2, 0.99), confirm_run(3, 2, 0.97)]
+    for number, run in enumerate(runs):
+        run.number = number
+    assert render_standings(make_progress(*runs, role="confirmation")) == (
+        "trial 3 96.00 % +- 1.41 (2 seeds), trial 7 94.50 % +- 6.36 (2 seeds)"
+    )
+    assert render_standings(make_progress(role="confirmation")) == "-"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_confirmation_follows_its_search_in_one_summary(
+    terminal: bool, clock: Clock, open_view: Callable[[Console], TerminalView]
+) -> None:
+    console = make_console(terminal=terminal, width=100)
+    view = open_view(console)
+    best = make_trial(3, TrialState.COMPLETE, 10, value=0.97)
+    view.search_started(make_info(trials=1, max_epochs_spent=10))
+    view.trial_started(best)
+    view.trial_ended(best)
+    view.search_started(make_info(trials=2, max_epochs_spent=20, role="confirmation"))
+    for run in (confirm_run(3, 1, 0.95), confirm_run(3, 2, 0.97, TrialState.FAILED)):
+        run.reason = "" if run.state is TrialState.COMPLETE else "diverged"
+        view.trial_started(run)
+        view.trial_ended(run)
+    view.refresh()
+    view.search_ended(dataclasses.replace(make_summary(best, best=best), confirmation=make_confirmation()))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written(console))
+    assert text.count("confirming on fresh seeds") >= 1
+    if terminal:
+        assert text.count("new best") == 1, "of the search; a single run on one seed is no best"
+        assert "trial 3, seed 2 of 2 failed at epoch 4: diverged" in text
+    else:
+        assert "trial 3, seed 2 of 2 failed" in text
+    assert text.count("all trials done, after") == 1
+    assert "1 of 1: 1 complete" in text, "the summary is the search's"
+    assert "96.00 % +- 1.41 (2 fresh seeds, trial 3)" in text
 
 
 def test_summary_without_a_candidate_says_so() -> None:

@@ -8,10 +8,12 @@ import torch
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 from tiny_data import write_tiny_datasets
 
+from adamsrt import training as training_module
 from adamsrt.optimizers import OPTIMIZERS
 from tune_adamsrt.settings import known_settings, load_setting
 from tune_adamsrt.space import build_search_space
 from tune_adamsrt.trainable import TrainingTrainable, epoch_report, failure_of
+from tune_adamsrt.weights import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,43 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path):
     assert [values(restored.step()) for _ in range(2)] == results[1:]
     resumed = started(config | {"checkpoint": str(tmp_path)})  # by us, after a lost driver
     assert [values(resumed.step()) for _ in range(2)] == results[1:]
+
+
+class TestKeptWeights:
+    """A confirm run leaves the weights that are to be tested, before its last epoch is reported."""
+
+    @pytest.mark.parametrize("scheme", ["", "file://"])
+    def test_are_those_of_the_best_validation_epoch(self, scheme, tmp_path, monkeypatch):
+        accuracies = iter([0.1, 0.9, 0.4])
+        config = configuration(number=5)
+        config["place"]["keep_weights"] = f"{scheme}{tmp_path}/weights/study"
+        trainable = started(config)
+        evaluate = training_module.evaluate
+        monkeypatch.setattr(
+            "adamsrt.training.evaluate", lambda *args, **kwargs: (evaluate(*args, **kwargs)[0], next(accuracies))
+        )
+        file = tmp_path / "weights" / "study" / "trial-5.pt"
+        best = {}
+        for epoch in (1, 2, 3):
+            assert not file.exists()
+            trainable.step()
+            if epoch == 2:
+                best = {name: tensor.clone() for name, tensor in trainable._training.model.state_dict().items()}
+        kept = load_weights(str(file))
+        assert kept.keys() == best.keys()
+        assert all(torch.equal(kept[name], best[name]) for name in best)
+
+    def test_that_cannot_be_kept_fail_the_run(self, tmp_path):
+        (tmp_path / "weights").write_text("in the way")
+        config = configuration(epochs=1)
+        config["place"]["keep_weights"] = str(tmp_path / "weights")
+        assert "Error" in failure_of(started(config).step())
+
+    def test_are_not_kept_by_a_search(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        trainable = started(configuration(epochs=1))
+        assert trainable.step()[DONE] is True
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_is_gone_costs_epochs_and_not_the_trial(tmp_path):
