@@ -2,28 +2,41 @@
 # make test     set up .venv and run all tests
 # make check    what CI runs: format, lint, types, tests
 # make bench    is it a better search? regret against epochs spent (minutes)
+# make bench-speed     optimizer steps and data loading on a CPU, what tracking costs (minutes)
+# make bench-gpu       kernels, steps and epochs on a GPU (minutes; one line without a GPU)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CODE := adamsrt tune_adamsrt tests benchmarks training_example.py best_hyper_parameters.py
 
-.PHONY: search test check format setup clean bench
+# Most tests wait for processes that they start, so that three side by side fill two cores.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+.PHONY: search test check format setup clean bench bench-speed bench-gpu
 
 search: setup
 	$(BIN)/python -m tune_adamsrt.search --setting resnet20-digits
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: setup
 	$(BIN)/python -m benchmarks.search_efficiency
+
+bench-speed: setup
+	$(BIN)/python -m benchmarks.optimizer_step
+	$(BIN)/python -m benchmarks.data_loading
+	$(BIN)/python -m benchmarks.tracking_overhead
+
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.gpu
 
 format: setup
 	$(BIN)/ruff format $(CODE)

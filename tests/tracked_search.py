@@ -140,6 +140,7 @@ def assert_holds_the_search(uri: str, setting: str) -> None:
         "seed": "101",
         "origin": "sampled by tpe",
         "host": "node-1",
+        "role": "search",
         "state": "stopped",
         "stopped_at_epoch": "2",
         "stopped_at_rung": "1",

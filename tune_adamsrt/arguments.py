@@ -71,7 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     budget.add_argument("--max-total-epochs", type=positive_int, metavar="N", help="epochs of all trials together")
     budget.add_argument(
-        "--time-budget", type=duration, metavar="TIME", help="90, 30m, 2h or 1d; running trials stop then"
+        "--time-budget", type=duration, metavar="TIME", help="90, 30m, 2h or 1d, from the start of this command"
+    )
+    budget.add_argument(
+        "--let-finish",
+        action="store_true",
+        help="when time or total epochs are spent, train what runs to its end (default: stop it)",
     )
     budget.add_argument(
         "--limit-train-examples", type=positive_int, metavar="N", help="train on N examples only, for a quick look"

@@ -11,8 +11,9 @@ class Budget:
 
     Args:
         trials: how many trials to start in total, those of an earlier run of the same study included.
-        time_budget_s: seconds from now; running trials are stopped then. None for no limit.
+        time_budget_s: seconds from now. None for no limit.
         max_total_epochs: epochs trained by all trials together. None for no limit.
+        lets_finish: when time or epochs are spent, what runs is trained to its end; else it is stopped.
     """
 
     def __init__(
@@ -22,12 +23,14 @@ class Budget:
         trials: int,
         time_budget_s: float | None = None,
         max_total_epochs: int | None = None,
+        lets_finish: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._study = study
         self.trials = trials
         self._max_total_epochs = max_total_epochs
         self._time_budget_s = time_budget_s
+        self._lets_finish = lets_finish
         self._clock = clock
         self._started = clock()
 
@@ -37,6 +40,10 @@ class Budget:
         Args:
             unreported_epochs: trained, but not known to the study yet.
         """
+        return None if self._lets_finish else self.what_is_spent(unreported_epochs=unreported_epochs)
+
+    def what_is_spent(self, *, unreported_epochs: int = 0) -> str | None:
+        """Name the budget that is spent; None where there is time and epochs left."""
         if self._time_budget_s is not None and self._clock() - self._started >= self._time_budget_s:
             return "time budget"
         spent = self._study.epochs_spent + unreported_epochs
@@ -47,4 +54,4 @@ class Budget:
     def reason_not_to_start(self) -> str | None:
         """Say why no further trial may start; None where one may."""
         started = len(self._study.trials) - len(self._study.interrupted)
-        return self.reason_to_stop() or ("all trials done" if started >= self.trials else None)
+        return self.what_is_spent() or ("all trials done" if started >= self.trials else None)

@@ -3,12 +3,12 @@
 import contextlib
 import fcntl
 import shlex
-import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
 from tune_adamsrt.formats import format_duration, one_line
+from tune_adamsrt.paths import this_python
 from tune_adamsrt.studies import StoredSearch
 
 MASKED = "***"  # stands for a secret in the command; whoever asks for the status has typed it again
@@ -97,7 +97,4 @@ def resume_command(search: StoredSearch, options: Sequence[str]) -> str:
         "--study": info.study_name,
     }
     typed = [part for name, value in known.items() if value is not None for part in (name, str(value))]
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), "-m", "tune_adamsrt.search", *typed, *options])
+    return shlex.join([this_python(), "-m", "tune_adamsrt.search", *typed, *options])

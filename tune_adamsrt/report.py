@@ -179,7 +179,7 @@ def write_report(
     drawn = [
         DrawnSearch(
             search,
-            [_named(chart, search.info.study_name) for chart in search_charts(search)],
+            [_named(chart, search.info.study_name if len(searches) > 1 else "") for chart in search_charts(search)],
             confirmations.get(search.info.study_name, ()),
         )
         for search in searches
@@ -197,8 +197,8 @@ def write_report(
 
 
 def _named(chart: Chart, owner: str) -> Chart:
-    """The chart under a name that tells it from those of other searches."""
-    return dataclasses.replace(chart, name=f"{owner}-{chart.name}")
+    """The chart under a name that tells it from those of other searches, where there are any."""
+    return dataclasses.replace(chart, name=f"{owner}-{chart.name}") if owner else chart
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def connect(address: str | None) -> None:
         address: "auto", "host:port"; None for RAY_ADDRESS, else the cluster that `ray start` left
             running on this machine, else a new local one; "local" always starts a new one.
     Raises:
-        ConnectionError: no cluster answers at that address.
+        ConnectionError: no cluster answers at that address, or none can be started.
         ValueError: ray://, Ray's client, which would run Tune in another process than the study.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "ignore_reinit_error": True}
@@ -67,7 +67,7 @@ def connect(address: str | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address == "local" or (address is None and _started_cluster() is None):
-            ray.init(address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
+            _start_here(quiet)
             return
         # This code goes along: the cluster's nodes need the packages it uses, and not this very version of it.
         packages = [str(Path(module.__file__).parent) for module in (adamsrt, tune_adamsrt) if module.__file__]
@@ -88,6 +88,17 @@ def connect(address: str | None) -> None:
                 f"the Ray cluster at {address} must let this search in, got {reason}; it must run the same versions of "
                 "Ray and Python, and if it asks for a token, set RAY_AUTH_MODE=token"
             ) from None
+
+
+def _start_here(quiet: dict[str, Any]) -> None:
+    """Start Ray on this machine. Raises ConnectionError where it does not come up."""
+    try:
+        ray.init(address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
+    except Exception as error:  # Ray raises bare ones
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConnectionError(
+            f"Ray must start on this machine, got {reason}; try again when it has less to do"
+        ) from None
 
 
 def _check_answers(address: str) -> None:

@@ -44,6 +44,11 @@ class Rungs:
         self.epochs = tuple(epochs)
         self.reduction_factor = reduction_factor
         self.values: dict[int, dict[int, float]] = {epoch: {} for epoch in self.epochs}
+        self._let_on: set[tuple[int, int]] = set()
+
+    def let_on(self, trial: int, epoch: int) -> None:
+        """Promote a trial at this rung, whatever its standing, also when it has to be trained up to there again."""
+        self._let_on.add((trial, epoch))
 
     def record(self, trial: int, epoch: int, value: float) -> None:
         """Note a trial's value; other epochs than rungs are ignored, and so is a rung passed before a restart."""
@@ -64,7 +69,7 @@ class Rungs:
 
     def is_promoted(self, trial: int, epoch: int) -> bool:
         """Tell whether a trial is among the best 1/eta of a rung; among fewer than eta, none is. Ties go by number."""
-        return trial in self._promoted(epoch)
+        return trial in self._promoted(epoch) or (trial, epoch) in self._let_on
 
     def _promoted(self, epoch: int) -> set[int]:
         at_rung = self.values[epoch]

@@ -16,6 +16,7 @@ from ray import tune
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.checkpoints import CheckpointedTrainable, Checkpoints
 from tune_adamsrt.plan import Plan
+from tune_adamsrt.records import TrialState
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.rungs import Rungs
 from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
@@ -60,6 +61,8 @@ def run_trials(
         except Exception as error:
             if received:
                 return "interrupted"
+            if budget.reason_not_to_start() and not (study.in_state(TrialState.RUNNING) or study.paused):
+                return None  # all is told; only Tune's own last look at its folder failed
             plan.local_output.mkdir(parents=True, exist_ok=True)
             log = plan.local_output / f"{study.name}.error.log"
             with contextlib.suppress(OSError):

@@ -31,6 +31,7 @@ from tune_adamsrt.candidates import describe_failures
 from tune_adamsrt.confirm import confirm, confirmed_model
 from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
 from tune_adamsrt.mlflow_model import log_model
+from tune_adamsrt.paths import short_path, this_python
 from tune_adamsrt.plan import Plan, local_folder, make_plans, prepare_data, render_plan
 from tune_adamsrt.provenance import export_comments, provenance_tags
 from tune_adamsrt.records import Confirmation, HyperParameters, SearchInfo, SearchSummary, TrialRecord, TrialState
@@ -110,6 +111,11 @@ def storage_location(arguments: argparse.Namespace) -> str:
     return str(arguments.study_storage or local_folder(arguments.output) / "optuna.journal")
 
 
+def shown_storage(arguments: argparse.Namespace) -> str:
+    location = storage_location(arguments)
+    return mask_secrets(location) if "://" in location else str(short_path(Path(location)))
+
+
 def dry_run(plans: Sequence[Plan], arguments: argparse.Namespace) -> int:
     for plan in plans:
         print(render_plan(plan, cpus_per_trial=arguments.cpus_per_trial, gpus_per_trial=arguments.gpus_per_trial))
@@ -168,6 +174,7 @@ def search_and_confirm(
         trials=plan.trials,
         time_budget_s=arguments.time_budget,
         max_total_epochs=arguments.max_total_epochs,
+        lets_finish=arguments.let_finish,
     )
     slots = arguments.max_concurrent or count_slots(resources)
     info = describe_search(plan, study, resources, arguments.time_budget, min(slots, plan.trials))
@@ -217,7 +224,7 @@ def search_and_confirm(
     tracking.close()
     if confirmation is not None and confirmation.candidate is not None:
         where += publish_model(plan, study, confirmation, tracking, undelivered, view)
-    where.append(("study", f"{study.name} in {mask_secrets(storage_location(arguments))}"))
+    where.append(("study", f"{study.name} in {shown_storage(arguments)}"))
     where.append(("MLflow", ui_command(tracking.uri)))
     if stopped_by is not None:
         where.append(("to go on", resume_command(plan)))
@@ -273,7 +280,7 @@ def export_best(
         hyper_parameters=best.hyper_parameters,
         provenance=export_comments(plan, study, best, confirmation, cpus=resources.cpus, run_id=tracking.run_id),
     )
-    place = f"{plan.export}  ['{entry.dataset}']['{entry.model}']['{entry.optimizer}']"
+    place = f"{short_path(plan.export)}  ['{entry.dataset}']['{entry.model}']['{entry.optimizer}']"
     if not merge_entry(plan.export, entry, may_replace=plan.may_replace):
         return f"not exported: a reduced run does not replace {place}; --export FILE exports it"
     tracking.add_artifact(plan.export)
@@ -293,7 +300,7 @@ def report_on(plan: Plan, storage: BaseStorage, tracking: Tracking, view: Termin
         return []
     for path in kept:
         tracking.add_artifact(path)
-    return [("report", str(page))]
+    return [("report", str(short_path(page)))]
 
 
 def publish_model(
@@ -331,10 +338,7 @@ def resume_command(plan: Plan) -> str:
     typed = without_options(sys.argv[1:], "--setting", "--optimizer", "--study")
     typed = [argument for argument in typed if argument != "--resume"]
     own = ["--setting", plan.typed_setting, "--optimizer", plan.optimizer, "--study", plan.study_name]
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), "-m", "tune_adamsrt.search", *own, *typed])
+    return shlex.join([this_python(), "-m", "tune_adamsrt.search", *own, *typed])
 
 
 def without_options(arguments: Sequence[str], *names: str) -> list[str]:

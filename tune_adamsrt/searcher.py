@@ -52,6 +52,8 @@ class StudySearcher(Searcher):
         if record is None:
             if self._study.paused and self._active:
                 return None  # what runs now may yet promote one of those that wait
+            record = self._last_resort()
+        if record is None:
             self._leave_behind()
             return Searcher.FINISHED
         record.ray_trial_id = trial_id
@@ -65,18 +67,33 @@ class StudySearcher(Searcher):
         }
 
     def _next_record(self) -> TrialRecord | None:
-        if self._budget.reason_to_stop() is None:
+        if hopeless_reason(self._study, self._budget.trials):
+            return None
+        if self._study.interrupted and self._budget.reason_to_stop() is None:
+            return self._study.ask()
+        if self._budget.what_is_spent() is None:
             promoted = self._rungs.next_promotion(self._study.paused)
             if promoted is not None:
                 return self._study.promote(promoted)
-        if self._budget.reason_not_to_start() or hopeless_reason(self._study, self._budget.trials):
+        return None if self._budget.reason_not_to_start() else self._study.ask()
+
+    def _last_resort(self) -> TrialRecord | None:
+        """Go on with the best that waits where the search would else end without any trial at the full budget."""
+        study = self._study
+        is_over = study.in_state(TrialState.COMPLETE) or self._budget.what_is_spent() or not study.paused
+        if is_over or hopeless_reason(study, self._budget.trials):
             return None
-        return self._study.ask()
+        best = max(study.paused, key=lambda n: (study.paused[n], study.trials[n].value or 0.0, -n))
+        self._rungs.let_on(best, study.paused[best])
+        return study.promote(best)
 
     def _leave_behind(self) -> None:
-        """End the trials that wait at a rung when nothing can promote them any more."""
+        """End the trials that wait, at a rung or since a driver was lost, when nothing can go on with them any more."""
+        while self._study.interrupted:
+            record = self._study.interrupted.popleft()
+            self._study.tell_stopped(record.number, self._budget.reason_not_to_start() or "the search ended before it")
         for number, epoch in sorted(self._study.paused.items()):
-            reason = self._budget.reason_to_stop() or self._rungs.reason_left_behind(number, epoch)
+            reason = self._budget.what_is_spent() or self._rungs.reason_left_behind(number, epoch)
             self._study.tell_stopped(number, reason)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tune_adamsrt.paths import short_path
+
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -51,6 +53,8 @@ def check_tracking_uri(uri: str) -> None:
 def ui_command(uri: str) -> str:
     """What to type, or open, to see the runs; credentials are left out (***)."""
     shown = mask_secrets(uri)
+    if (path := sqlite_path(uri)) is not None and "?" not in uri:
+        shown = f"sqlite:///{short_path(path)}"
     if _scheme(uri) in DATABASE_SCHEMES:
         # artifacts need no option: each experiment stores where its own are, and the UI's server reads them from there
         return f"{_mlflow_program()} ui --backend-store-uri {shlex.quote(shown)}"
@@ -106,6 +110,4 @@ def _mlflow_program() -> str:
     found = shutil.which("mlflow")
     if not program.exists() or (found and Path(found) == program):
         return "mlflow"
-    if program.is_relative_to(Path.cwd()):
-        program = program.relative_to(Path.cwd())
-    return shlex.quote(str(program))
+    return shlex.quote(str(short_path(program)))

@@ -8,13 +8,13 @@ as well. `python -m tune_adamsrt.sync` reads it.
 import json
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tune_adamsrt.paths import short_path, this_python
 from tune_adamsrt.tracking_uri import mask_secrets
 
 FOLDER = "undelivered"
@@ -78,11 +78,7 @@ class Undelivered:
     @property
     def command(self) -> str:
         """What sends it; secrets are left out (***)."""
-        python = Path(sys.executable)
-        if python.is_relative_to(Path.cwd()):
-            python = python.relative_to(Path.cwd())
-        output = self.output.relative_to(Path.cwd()) if self.output.is_relative_to(Path.cwd()) else self.output
-        words = [str(python), "-m", "tune_adamsrt.sync", "--output", str(output)]
+        words = [this_python(), "-m", "tune_adamsrt.sync", "--output", str(short_path(self.output))]
         if self.study_storage != str(self.output / STORAGE_FILE):
             words += ["--study-storage", mask_secrets(self.study_storage)]
         return shlex.join(words)

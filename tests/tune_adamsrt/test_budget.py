@@ -26,6 +26,12 @@ def test_time_stops_running_trials_too():
     assert budget(time_budget_s=60, now=60.0).reason_not_to_start() == "time budget"
 
 
+def test_what_runs_may_be_let_finish():
+    spent = {"max_total_epochs": 100, "epochs_spent": 100, "lets_finish": True}
+    assert budget(**spent).reason_to_stop(unreported_epochs=1) is None
+    assert budget(**spent).reason_not_to_start() == "epoch budget"
+
+
 def test_epochs_of_all_trials_count():
     assert budget(max_total_epochs=100, epochs_spent=99).reason_to_stop() is None
     assert budget(max_total_epochs=100, epochs_spent=100).reason_to_stop() == "epoch budget"

@@ -59,7 +59,7 @@ def test_it_writes_a_page_figures_and_tables_and_says_where(output, tmp_path, ca
     out = tmp_path / "report"
     assert main(["--study", "a-newer", "--output", str(output), "--out", str(out)]) == 0
     drawn = ["best-so-far", "ends-per-rung", "learning-curves", "parallel-coordinates", "response-map"]
-    figures = [f"a-newer-{name}{suffix}" for name in drawn for suffix in (".png", ".svg")]
+    figures = [f"{name}{suffix}" for name in drawn for suffix in (".png", ".svg")]
     assert sorted(path.name for path in (out / "figures").iterdir()) == figures
     assert sorted(path.name for path in out.iterdir()) == ["epochs.parquet", "figures", "index.html", "trials.parquet"]
     page = (out / "index.html").read_text()

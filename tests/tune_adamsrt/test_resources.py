@@ -70,3 +70,14 @@ def test_an_existing_cluster_gets_this_code_and_a_local_one_does_not(monkeypatch
     assert "runtime_env" not in asked[0]
     names = [path.rsplit("/", 1)[-1] for path in asked[1]["runtime_env"]["py_modules"]]
     assert names == ["adamsrt", "tune_adamsrt"]
+
+
+def test_a_machine_on_which_ray_does_not_start_is_told_in_one_line(monkeypatch):
+    def fail(**kwargs):
+        raise Exception("The current node timed out during startup.\nTraceback ...")
+
+    monkeypatch.setattr(resources.ray, "init", fail)
+    with pytest.raises(
+        ConnectionError, match=r"^Ray must start on this machine, got The current node timed out during"
+    ):
+        connect("local")

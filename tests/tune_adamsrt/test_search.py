@@ -146,7 +146,7 @@ def test_ctrl_c_ends_it_cleanly_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "interrupted" in output
-    assert "--setting resnet20-digits --study cut --scheduler fifo" in output
+    assert "--setting resnet20-digits --optimizer adamsrt --study cut" in output and "--scheduler fifo" in output
     study = optuna.load_study(study_name="cut", storage=open_storage(str(journal)))
     assert study.get_trials()[0].intermediate_values
 

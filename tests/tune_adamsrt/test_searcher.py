@@ -5,6 +5,7 @@ import math
 import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
+from search_records import make_report
 from tune_controller import Tune
 
 from tune_adamsrt.budget import Budget
@@ -137,6 +138,34 @@ def test_the_epoch_budget_stops_what_runs_and_starts_nothing(study):
     assert controller.start("c") == Searcher.FINISHED
 
 
+def test_what_runs_may_finish_when_the_epochs_are_spent(study):
+    controller = tune(study, max_total_epochs=3, lets_finish=True)
+    controller.start("a")
+    controller.start("b")
+    for number, epoch in ((0, 1), (1, 1), (0, 2)):
+        controller.result("ab"[number], result(number, epoch, 0.9))
+    assert controller.start("c") == Searcher.FINISHED
+    for number, epoch in ((1, 2), (0, 3), (1, 3)):
+        controller.result("ab"[number], result(number, epoch, 0.9))
+    assert [trial.state for trial in study.trials.values()] == [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.parametrize(("lets_finish", "state"), [(False, TrialState.STOPPED), (True, TrialState.COMPLETE)])
+def test_a_lost_driver_s_trials_end_though_the_epochs_are_spent(study, lets_finish, state):
+    controller = tune(study, max_total_epochs=1)
+    controller.start("a")
+    study.report(0, make_report(1, 0.5))  # and the driver is killed
+    again = reopened(study)
+    controller = tune(again, max_total_epochs=1, lets_finish=lets_finish)
+    if lets_finish:
+        assert controller.start("a")["trial_number"] == 0
+        for epoch in range(1, EPOCHS + 1):
+            controller.result("a", result(0, epoch, 0.5))
+    assert controller.start("b") == Searcher.FINISHED
+    assert again.trials[0].state is state
+    assert not again.interrupted
+
+
 def test_a_search_whose_first_trials_all_fail_ends_with_the_reason(study):
     controller = tune(study, trials=100)
     for number in range(5):
@@ -207,6 +236,20 @@ class TestPromotion:
             TrialState.STOPPED,
         ]
         assert study.trials[0].reason == "rung 1 (epoch 1): rank 2 of 3, the best 1 went on"
+
+    def test_a_search_does_not_end_without_a_trial_in_full(self, study):
+        controller = tune(study, trials=2, rungs=(1, 2), scheduler=Promotion)
+        controller.start("a")
+        assert controller.result("a", result(0, 1, 0.4)) == TrialScheduler.STOP
+        controller.start("b")  # the better of two goes on, and waits at rung 2, where it is alone
+        assert controller.result("b", result(1, 1, 0.5)) == TrialScheduler.CONTINUE
+        assert controller.result("b", result(1, 2, 0.5)) == TrialScheduler.STOP
+        assert controller.start("b again")["trial_number"] == 1
+        for epoch in (1, 2):  # its checkpoint is gone
+            assert controller.result("b again", result(1, epoch, 0.5)) == TrialScheduler.CONTINUE
+        controller.result("b again", result(1, 3, 0.5))
+        assert controller.start("x") == Searcher.FINISHED
+        assert [study.trials[n].state for n in range(2)] == [TrialState.STOPPED, TrialState.COMPLETE]
 
     def test_a_worker_lost_while_the_checkpoint_is_saved_is_not_handed_out_twice(self, study):
         controller = tune(study, trials=3, scheduler=Promotion)
