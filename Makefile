@@ -1,6 +1,7 @@
 # make search   set up .venv and tune AdamSRT on the digits
 # make test     set up .venv and run all tests
 # make check    what CI runs: format, lint, types, tests
+# make lab      ray up over SSH between network namespaces (root, Debian's openssh-server; minutes)
 # make bench    is it a better search? regret against epochs spent (minutes)
 # make bench-speed     optimizer steps and data loading on a CPU, what tracking costs (minutes)
 # make bench-gpu       kernels, steps and epochs on a GPU (minutes; one line without a GPU)
@@ -13,7 +14,7 @@ CODE := adamsrt tune_adamsrt tests benchmarks training_example.py best_hyper_par
 # Most tests wait for processes that they start, so that three side by side fill two cores.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: search test check format setup clean bench bench-speed bench-gpu
+.PHONY: lab search test check format setup clean bench bench-speed bench-gpu
 
 search: setup
 	$(BIN)/python -m tune_adamsrt.search --setting resnet20-digits
@@ -26,6 +27,9 @@ check: setup
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(PYTEST)
+
+lab: setup
+	RAY_UP_LAB=1 $(BIN)/python -m pytest tests/cluster/test_ray_up.py
 
 bench: setup
 	$(BIN)/python -m benchmarks.search_efficiency

@@ -54,9 +54,11 @@ def test_a_search_is_a_parent_run_with_a_child_per_trial(
 def test_the_callers_own_mlflow_is_left_alone(uri: str, tracking: Tracking) -> None:
     import mlflow
 
+    before = mlflow.tracking.is_tracking_uri_set(), mlflow.get_tracking_uri()
     run_search(tracking)
     assert tracking.close(30.0)
-    assert not mlflow.tracking.is_tracking_uri_set()
+    assert (mlflow.tracking.is_tracking_uri_set(), mlflow.get_tracking_uri()) == before
+    assert mlflow.get_tracking_uri() != uri
     assert mlflow.active_run() is None
 
 
