@@ -130,15 +130,6 @@ def test_an_epoch_prepared_at_once_is_the_epoch_prepared_by_batch(monkeypatch):
             assert torch.equal(part, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_same_bits():
-    image_set, table = random_set(100), normalization_table(MEAN, STD)
-    options = {"batch_size": 16, "shuffle": True, "padding": 4, "flip": True, "seed": 3}
-    on_cpu, on_gpu = (epoch_of(ImageLoader(image_set, table, device=device, **options)) for device in ("cpu", "cuda"))
-    for part, expected in zip(on_gpu, on_cpu, strict=True):
-        assert torch.equal(part.cpu(), expected)
-
-
 def test_batches_are_contiguous_and_fresh():
     (first, _), (second, _), *_ = training_loader(random_set(40))
     assert first.is_contiguous()
