@@ -44,7 +44,7 @@ boot() { # name, address
       -o PermitRootLogin=prohibit-password -o MaxStartups=100 -o MaxSessions=100
   ' _ "$name" "$LAB" >"$home/console.log" 2>&1 </dev/null &
   echo $! >"$home/unshare.pid"
-  for _ in $(seq 100); do
+  for _ in $(seq 600); do # a busy machine takes its time over the files that were in /tmp
     inside "$name" bash -c 'exec 3<>/dev/tcp/127.0.0.1/22' 2>/dev/null && return
     sleep 0.1
   done

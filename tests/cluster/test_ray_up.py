@@ -29,7 +29,7 @@ missing = [program for program in ("/usr/sbin/sshd", "rsync", "ip", "unshare", "
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not os.environ.get("RAY_UP_LAB"), reason="needs the machine to itself; `make lab` runs it"),
+    pytest.mark.skipif(not os.environ.get("RAY_UP_LAB"), reason="alone on a machine: `make lab`, as CI does"),
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
 ]
