@@ -21,7 +21,7 @@ EXAMPLES = """\
 examples:
   python -m tune_adamsrt.search --setting resnet20-digits              real handwritten digits, minutes on a laptop
   python -m tune_adamsrt.search --setting resnet18-cifar100 --dry-run  what would run, and how much of it
-  python -m tune_adamsrt.search --setting resnet18-cifar100 --optimizer adamsrt --optimizer adam --max-concurrent 8
+  python -m tune_adamsrt.search --setting resnet20-digits --optimizer all  the table: each one tuned with equal epochs
   python -m tune_adamsrt.search --setting resnet20-cifar10 --limit-train-examples 2000 --epochs 3 --trials 4
 """
 
@@ -58,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"repeatable; one of {', '.join(OPTIMIZERS)}, or all (default: adamsrt)",
     )
+    what.add_argument(
+        "--campaign",
+        metavar="NAME",
+        help="name of a comparison: every search gets the same total of epochs, one of that name goes on where it "
+        "stands, and it ends with a table (default: a new one where there are several searches)",
+    )
     what.add_argument("--list-settings", action="store_true", help="print the settings that come with it, and exit")
     what.add_argument("--list-studies", action="store_true", help="print the studies in the storage, and exit")
     what.add_argument("--dry-run", action="store_true", help="print what would run, and exit")
@@ -69,7 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
     budget.add_argument(
         "--epochs", type=positive_int, metavar="N", help="full budget of a trial (default: the setting's)"
     )
-    budget.add_argument("--max-total-epochs", type=positive_int, metavar="N", help="epochs of all trials together")
+    budget.add_argument(
+        "--max-total-epochs",
+        type=positive_int,
+        metavar="N",
+        help="epochs of all trials of a search together (default: no limit; in a campaign trials x epochs)",
+    )
     budget.add_argument(
         "--time-budget", type=duration, metavar="TIME", help="90, 30m, 2h or 1d, from the start of this command"
     )
@@ -85,9 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     budget.add_argument(
         "--confirm-seeds",
         type=natural_int,
-        default=3,
         metavar="N",
-        help="train the best again on N fresh seeds, beyond the budgets above; 0: not at all (default: 3)",
+        help="train the best again on N fresh seeds, beyond the budgets above; 0: not at all (default: 3; "
+        "5 in a campaign)",
     )
     budget.add_argument(
         "--confirm-candidates",
@@ -111,6 +122,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     how.add_argument(
+        "--first-points",
+        choices=["published", "none"],
+        help="published: try the paper's best values first; each counts as a trial (default: published; none in a "
+        "campaign, since more is published for some optimizers than for others)",
+    )
+    how.add_argument(
         "--warm-start-from",
         metavar="STUDY",
         help="try the best points of an earlier study first; each counts as a trial",
@@ -121,7 +138,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--address",
         metavar="ADDRESS",
         help="Ray cluster: auto or HOST:PORT; local starts a new one on this machine "
-        "(default: RAY_ADDRESS, else the cluster that `ray start` left running here, else local)",
+        "(default: RAY_ADDRESS, else the cluster that `ray start` left running here, else local); "
+        "http://HOST:8265 or ray://HOST submits the search to that cluster's head as a job",
+    )
+    where.add_argument(
+        "--cluster",
+        metavar="FILE",
+        help="of `ray up`: submit the search to that cluster's head over SSH, follow its log, bring the results here",
+    )
+    where.add_argument(
+        "--detach", action="store_true", help="submit it only; python -m tune_adamsrt.logs finds it again"
     )
     where.add_argument("--max-concurrent", type=positive_int, metavar="N", help="trials side by side (default: as fit)")
     where.add_argument("--cpus-per-trial", type=positive_float, metavar="N", help="default: the setting's")
@@ -173,6 +199,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not (arguments.setting or arguments.list_settings or arguments.list_studies):
         parser.error("--setting is needed, for example --setting resnet20-digits (--list-settings shows all)")
     return arguments
+
+
+def without_options(arguments: Sequence[str], *names: str) -> list[str]:
+    """Leave these options out, with their values, as `--name value` or `--name=value`."""
+    left: list[str] = []
+    is_value = False
+    for argument in arguments:
+        if not is_value and argument not in names and not argument.startswith(tuple(f"{name}=" for name in names)):
+            left.append(argument)
+        is_value = argument in names
+    return left
 
 
 def positive_int(text: str) -> int:

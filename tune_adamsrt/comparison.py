@@ -24,7 +24,7 @@ class Cell:
         search_epochs_allowed: the most that the search was allowed to spend.
         confirm_epochs_spent: by all runs of the confirmation.
         protocol: what all trials have in common, but for the optimizer.
-        method: sampler, scheduler and the like.
+        method: sampler, scheduler, and what the search knew beforehand.
         versions: of the packages, the code and the kind of device.
         edges: which of its values lie at an edge of the space, in words.
         standing: where it stood among all trials at every rung.
@@ -81,7 +81,11 @@ def build_cell(search: StoredSearch, confirmation: Confirmation) -> Cell:
         search_epochs_allowed=info.max_epochs_spent,
         confirm_epochs_spent=confirmation.epochs_spent,
         protocol={name: value for name, value in search.protocol.items() if name != "optimizer"},
-        method={"sampler": search.sampler, "scheduler": info.tags.get("scheduler", "")},
+        method={
+            "sampler": search.sampler,
+            "scheduler": info.tags.get("scheduler", ""),
+            "published_first_points": info.tags.get("first_points", ""),
+        },
         versions={
             name: value
             for name, value in info.tags.items()

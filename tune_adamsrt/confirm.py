@@ -109,6 +109,7 @@ def describe_confirmation(plan: Plan, confirmation: Study, info: SearchInfo, max
         key=confirmation.key,
         restored=list(confirmation.trials.values()),
         role="confirmation",
+        epochs_after=max(0, info.epochs_after - trials * confirmation.epochs),
     )
 
 

@@ -12,6 +12,7 @@ from adamsrt.dataloaders import DATASETS
 from adamsrt.optimizers import OPTIMIZERS
 from tune_adamsrt.arguments import DEFAULT_EXPORT, DEFAULT_OUTPUT
 from tune_adamsrt.candidates import is_confirmation
+from tune_adamsrt.records import HyperParameters
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.rungs import choose_rungs
 from tune_adamsrt.samplers import SAMPLERS, check_sampler_suits_scheduler, grid_size
@@ -19,6 +20,7 @@ from tune_adamsrt.settings import Setting, load_setting, override
 from tune_adamsrt.space import SearchSpace, build_search_space
 from tune_adamsrt.uris import below
 
+CONFIRM_SEEDS, CONFIRM_SEEDS_OF_A_CAMPAIGN = 3, 5
 STUDY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # it names files and folders as well
 
 
@@ -33,6 +35,10 @@ class Plan:
         is_reduced: fewer epochs than the setting's, or fewer training examples.
         confirm_seeds, confirm_candidates: how often how many of the best are trained again; 0 seeds for not at all.
         keeps_weights: trials leave their best weights in `weights_folder`.
+        max_total_epochs: the most that all trials of the search together may spend; None for no limit.
+        first_points: the paper's best values, which are tried before the sampler's own.
+        campaign: the name of the comparison that the search is part of; None for a search by itself. The searches of a
+            campaign reserve what their trials need, see `Budget`.
     """
 
     setting: Setting
@@ -53,6 +59,9 @@ class Plan:
     confirm_seeds: int = 0
     confirm_candidates: int = 0
     keeps_weights: bool = False
+    max_total_epochs: int | None = None
+    first_points: tuple[HyperParameters, ...] = ()
+    campaign: str | None = None
 
     @property
     def name(self) -> str:
@@ -90,7 +99,8 @@ class Plan:
     @property
     def max_epochs_spent(self) -> int:
         """The most that the search can spend: no trial stopped, none failed."""
-        return self.trials * self.setting.epochs
+        most = self.trials * self.setting.epochs
+        return most if self.max_total_epochs is None else min(most, self.max_total_epochs)
 
     @property
     def max_epochs_to_confirm(self) -> int:
@@ -128,11 +138,12 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
         raise ValueError(
             f"--study must name a search, got {arguments.study}, which confirms one; name the search itself"
         )
-    if arguments.study and len(settings) * len(optimizers) > 1:
-        raise ValueError(
-            f"--study must name the study of one search, got {len(settings) * len(optimizers)} searches; leave it out"
-        )
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    campaign = arguments.campaign or (stamp if len(settings) * len(optimizers) > 1 else None)
+    first_points = arguments.first_points or ("published" if campaign is None else "none")
+    confirm_seeds = arguments.confirm_seeds
+    if confirm_seeds is None:
+        confirm_seeds = CONFIRM_SEEDS if campaign is None else CONFIRM_SEEDS_OF_A_CAMPAIGN
     output = arguments.output if "://" in arguments.output else str(local_folder(arguments.output))
     plans = []
     for typed_setting, loaded in settings.items():
@@ -154,16 +165,24 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
                     seed=arguments.seed,
                     data_root=Path(arguments.data_root).expanduser().resolve(),
                     limit_train_examples=arguments.limit_train_examples,
-                    study_name=arguments.study or f"{setting.name}-{optimizer}-{stamp}",
+                    study_name=arguments.study or search_study_name(setting.name, optimizer, campaign or stamp),
                     output=output,
                     export=Path(arguments.export or DEFAULT_EXPORT).expanduser().resolve(),
                     may_replace=arguments.export is not None or not _is_reduced(loaded, arguments),
                     is_reduced=_is_reduced(loaded, arguments),
-                    confirm_seeds=arguments.confirm_seeds,
+                    confirm_seeds=confirm_seeds,
                     confirm_candidates=arguments.confirm_candidates,
+                    max_total_epochs=arguments.max_total_epochs,
+                    first_points=tuple(space.first_points()) if first_points == "published" else (),
+                    campaign=campaign,
                 )
             )
     return plans
+
+
+def search_study_name(setting: str, optimizer: str, stamp: str) -> str:
+    """Name the study of a search by what it searches, and when or for which campaign."""
+    return f"{setting}-{optimizer}-{stamp}"
 
 
 def local_folder(output: str) -> Path:
@@ -200,21 +219,35 @@ def render_plan(plan: Plan, *, cpus_per_trial: float | None, gpus_per_trial: flo
             f"{setting.epochs} epochs, batch size {setting.batch_size}, "
             f"{100 * setting.valid_split:g} % of the training set held out for validation",
         ),
-        ("trials", f"{plan.trials}, sampled by {plan.sampler} with seed {plan.seed}"),
+        ("trials", f"{_describe_trials(plan)}, sampled by {plan.sampler} with seed {plan.seed}"),
         ("early stopping", _describe_rungs(plan)),
         ("resources", f"{cpus:g} CPU" + (f", {gpus:g} GPU{spare}" if gpus else "") + " per trial"),
-        ("at most", f"{plan.max_epochs_spent} epochs in total ({plan.trials} trials x {setting.epochs} epochs)"),
+        ("at most", _describe_epochs(plan)),
     ]
     if plan.confirm_seeds:
         candidates = min(plan.confirm_candidates, plan.trials)
         again = f"the best {candidates} again" if candidates > 1 else "the best again"
         seeds = f"{plan.confirm_seeds} fresh seeds" if plan.confirm_seeds > 1 else "1 fresh seed"
         rows.append(("confirmation", f"{again} on {seeds}, {plan.max_epochs_to_confirm} epochs more; then one test"))
-    if first_points := plan.space.first_points():
-        rows.append(("first points", f"{len(first_points)} published configurations"))
+    if plan.first_points:
+        rows.append(("first points", f"{len(plan.first_points)} published configurations"))
     lines = [plan.name, *(f"  {label:<16}{value}" for label, value in rows), "  space"]
     lines += [f"    {label:<14}{value}" for label, value in plan.space.describe()]
     return "\n".join(lines)
+
+
+def _describe_trials(plan: Plan) -> str:
+    return str(plan.trials) if plan.campaign is None else "as many as the epochs allow"
+
+
+def _describe_epochs(plan: Plan) -> str:
+    spent = plan.max_epochs_spent
+    if plan.campaign is not None:
+        in_full = f"{spent / plan.setting.epochs:.3g} trials in full"
+        return f"{spent} epochs in total, as every search of the campaign ({in_full})"
+    if spent < plan.trials * plan.setting.epochs:
+        return f"{spent} epochs in total"
+    return f"{spent} epochs in total ({plan.trials} trials x {plan.setting.epochs} epochs)"
 
 
 def _describe_rungs(plan: Plan) -> str:

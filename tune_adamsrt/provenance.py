@@ -46,12 +46,15 @@ def provenance_tags(plan: Plan, *, place: dict[str, Any], cluster: str, resource
         "scheduler": plan.scheduler,
         "rungs": ", ".join(str(epoch) for epoch in plan.rungs),
         "seed": str(plan.seed),
+        "first_points": str(len(plan.first_points)),
         "cluster": cluster,
         "resources": f"{resources} per trial",
         "host": platform.node(),
     }
     if revision := git_revision():
         tags["git_revision"] = revision
+    if plan.campaign is not None:
+        tags["campaign"] = plan.campaign
     return tags | {name: str(value) for name, value in (plan.protocol | place).items() if value is not None}
 
 

@@ -116,6 +116,8 @@ class SearchInfo:
         key: tells this study from any other, also after a restart.
         restored: trials of an earlier run of the same study, in whatever state.
         role: "search", or "confirmation": the search's best again on fresh seeds, in a study of its own.
+        position: which of a campaign's searches it is, "search 3 of 7"; empty for a search by itself.
+        epochs_after: the most that the campaign may still spend after it.
     """
 
     name: str
@@ -132,6 +134,8 @@ class SearchInfo:
     key: str = ""
     restored: Sequence[TrialRecord] = ()
     role: str = "search"
+    position: str = ""
+    epochs_after: int = 0
 
 
 @dataclass(frozen=True)

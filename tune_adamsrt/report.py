@@ -19,11 +19,13 @@ from optuna.storages import BaseStorage
 
 from adamsrt.registry import unknown_name_message
 from tune_adamsrt.arguments import DEFAULT_OUTPUT, Parser
+from tune_adamsrt.campaign import studies_of
 from tune_adamsrt.candidates import is_confirmation
 from tune_adamsrt.chart import Chart, render_png, render_svg
 from tune_adamsrt.comparison import load_cells
 from tune_adamsrt.comparison_table import build_comparison, load_published
 from tune_adamsrt.figures import best_so_far, search_charts
+from tune_adamsrt.paths import short_path
 from tune_adamsrt.plan import local_folder
 from tune_adamsrt.report_page import DrawnSearch, figure_path, render_page
 from tune_adamsrt.results import replaced, write_tables
@@ -49,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         location = str(arguments.study_storage or local_folder(arguments.output) / "optuna.journal")
         storage = open_storage(location, must_exist=True)
         if arguments.table:
-            return write_table(arguments.out, storage, choose_studies(storage, arguments), test=Test(arguments.test))
+            write_table(arguments.out, storage, choose_studies(storage, arguments), test=Test(arguments.test))
+            return DONE
         searches = [load_search(storage, name) for name in choose_studies(storage, arguments)]
         confirmations = {name: confirmations_of(storage, name) for name in (s.info.study_name for s in searches)}
         if not any(search.trials for search in searches):
@@ -86,6 +89,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     which.add_argument(
         "--setting", action="append", metavar="NAME", help="the newest study of each optimizer on it; repeatable"
     )
+    which.add_argument("--campaign", metavar="NAME", help="all searches of a campaign")
     parser.add_argument(
         "--output", default=DEFAULT_OUTPUT, metavar="DIR", help="the --output of the searches (default: runs)"
     )
@@ -107,21 +111,22 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def write_table(folder: Path, storage: BaseStorage, studies: Sequence[str], *, test: Test) -> int:
+def write_table(folder: Path, storage: BaseStorage, studies: Sequence[str], *, test: Test = Test.WELCH) -> None:
     """Print the comparison of searches and write it into a folder. Raises StudyError, ValueError or OSError."""
     cells, left_out = load_cells(storage, studies)
     comparison = build_comparison(cells, published=load_published(), test=test)
     for line in [*render_text(comparison, width=shutil.get_terminal_size().columns), "", *left_out]:
         print(line)
     page = write_comparison(folder, comparison, [load_search(storage, cell.study) for cell in cells])
-    print(f"table    {page}, table.md, .tex, .csv and .parquet beside it")
-    return DONE
+    print(f"table    {short_path(page)}, table.md, .tex, .csv and .parquet beside it")
 
 
 def choose_studies(storage: BaseStorage, arguments: argparse.Namespace) -> list[str]:
     """Give the studies to report on: those named, else the newest of each search. Raises StudyError."""
     if arguments.study:
         return list(dict.fromkeys(arguments.study))
+    if arguments.campaign:
+        return studies_of(storage, arguments.campaign)
     newest: dict[tuple[str, str], tuple[float, str]] = {}
     for study in storage.get_all_studies():
         if "description" not in study.user_attrs or is_confirmation(study.study_name):

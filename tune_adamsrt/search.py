@@ -19,17 +19,21 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import BaseStorage
 from rich.console import Console
 
-from tune_adamsrt.arguments import parse_arguments
+from tune_adamsrt.arguments import parse_arguments, without_options
 from tune_adamsrt.budget import Budget
+from tune_adamsrt.campaign import check_campaign, epochs_to_do, goes_on, is_done, with_equal_epochs
 from tune_adamsrt.candidates import describe_failures
+from tune_adamsrt.cluster_job import is_elsewhere, search_elsewhere
 from tune_adamsrt.confirm import confirm, confirmed_model
 from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
+from tune_adamsrt.head_job import bring_home
 from tune_adamsrt.mlflow_model import log_model
 from tune_adamsrt.paths import short_path, this_python
 from tune_adamsrt.plan import Plan, local_folder, make_plans, prepare_data, render_plan
@@ -59,8 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.list_studies:
             return list_studies(arguments)
         plans = make_plans(arguments)
+        if plans[0].campaign is not None:
+            check_campaign(arguments)
+            plans = [with_equal_epochs(plan) for plan in plans]
         if arguments.dry_run:
             return dry_run(plans, arguments)
+        if is_elsewhere(arguments):
+            return search_elsewhere(arguments, plans, sys.argv[1:] if argv is None else argv)
         tracking_uri = resolve_tracking_uri(arguments.tracking_uri)
         check_tracking_uri(tracking_uri)
         for plan in plans:
@@ -75,17 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(error)
     except KeyboardInterrupt:
         return INTERRUPTED
-    exit_code = DONE
-    for plan, per_trial in zip(plans, resources, strict=True):
-        try:
-            exit_code = max(exit_code, run_search(plan, per_trial, arguments, tracking_uri))
-        except (StudyError, ExportError, StorageLostError) as error:
-            return refuse(error)
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        if exit_code == INTERRUPTED:
-            break
-    return exit_code
+    try:
+        if plans[0].campaign is not None:
+            return run_campaign(plans, resources, arguments, tracking_uri)
+        return run_search(plans[0], resources[0], arguments, tracking_uri)
+    except (StudyError, ExportError, StorageLostError) as error:
+        return refuse(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def refuse(error: BaseException) -> int:
@@ -133,10 +139,62 @@ def trial_resources(plan: Plan, arguments: argparse.Namespace) -> TrialResources
     )
 
 
-def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namespace, tracking_uri: str) -> int:
-    """Search one optimizer on one setting, confirm and export the best, and tell the user. Returns the exit code."""
+def run_campaign(
+    plans: Sequence[Plan], resources: Sequence[TrialResources], arguments: argparse.Namespace, tracking_uri: str
+) -> int:
+    """Run what a campaign has left to do, one search after the other, then compare them. Returns the exit code."""
     storage = open_storage(storage_location(arguments))
-    if arguments.resume and not arguments.study:
+    if arguments.resume and arguments.campaign is None:
+        plans = goes_on(plans, storage)
+    exit_code = DONE
+    for index, (plan, per_trial) in enumerate(zip(plans, resources, strict=True)):
+        position = f"search {index + 1} of {len(plans)}"
+        if is_done(storage, plan):
+            print(f"{plan.name}   {position}   done before, in study {plan.study_name}")
+            continue
+        if index:
+            print()
+        epochs_after = plan.max_epochs_to_confirm + sum(epochs_to_do(storage, later) for later in plans[index + 1 :])
+        exit_code = max(
+            exit_code,
+            run_search(plan, per_trial, arguments, tracking_uri, position=position, epochs_after=epochs_after),
+        )
+        if exit_code == INTERRUPTED:
+            return INTERRUPTED
+    if not arguments.no_report:
+        compare(plans, storage)
+    return exit_code
+
+
+def compare(plans: Sequence[Plan], storage: BaseStorage) -> None:
+    """Print the table of a campaign's searches and write it beside their reports. Its trouble ends no campaign."""
+    folder = plans[0].local_output / "report" / str(plans[0].campaign)
+    print()
+    try:
+        with Console().status("drawing the table"):
+            from tune_adamsrt.report import write_table  # matplotlib, which nothing before it needs
+        write_table(folder, storage, [plan.study_name for plan in plans])
+        bring_home(folder, root=plans[0].local_output)
+    except (ValueError, OSError) as error:
+        print(f"warning: no table: {' '.join(str(error).split())}")
+
+
+def run_search(
+    plan: Plan,
+    resources: TrialResources,
+    arguments: argparse.Namespace,
+    tracking_uri: str,
+    *,
+    position: str = "",
+    epochs_after: int = 0,
+) -> int:
+    """Search one optimizer on one setting, confirm and export the best, and tell the user. Returns the exit code.
+
+    Args:
+        position, epochs_after: in a campaign, see SearchInfo.
+    """
+    storage = open_storage(storage_location(arguments))
+    if arguments.resume and not arguments.study and plan.campaign is None:
         newest = newest_study_name(storage, prefix=f"{plan.setting.name}-{plan.optimizer}-")
         plan = dataclasses.replace(plan, study_name=newest)
     with locked(plan.study_name, plan.local_output):
@@ -144,7 +202,8 @@ def run_search(plan: Plan, resources: TrialResources, arguments: argparse.Namesp
         undelivered = Undelivered(plan.local_output, plan.study_name, storage_location(arguments), tracking_uri)
         tracking = Tracking(tracking_uri, on_warning=view.warn, undelivered=undelivered)
         try:
-            return search_and_confirm(plan, storage, resources, arguments, view, tracking, undelivered)
+            among = {"position": position, "epochs_after": epochs_after}
+            return search_and_confirm(plan, storage, resources, arguments, view, tracking, undelivered, among)
         finally:
             tracking.close()
             view.close()
@@ -158,6 +217,7 @@ def search_and_confirm(
     view: TerminalView,
     tracking: Tracking,
     undelivered: Undelivered,
+    among: Mapping[str, Any],
 ) -> int:
     study = Study(
         plan.study_name,
@@ -173,11 +233,14 @@ def search_and_confirm(
         study,
         trials=plan.trials,
         time_budget_s=arguments.time_budget,
-        max_total_epochs=arguments.max_total_epochs,
+        max_total_epochs=plan.max_total_epochs,
         lets_finish=arguments.let_finish,
+        reserves=plan.campaign is not None,
     )
     slots = arguments.max_concurrent or count_slots(resources)
-    info = describe_search(plan, study, resources, arguments.time_budget, min(slots, plan.trials))
+    info = dataclasses.replace(
+        describe_search(plan, study, resources, arguments.time_budget, min(slots, plan.trials)), **among
+    )
     study.note_start(info)
     for observer in (view, tracking):
         observer.search_started(info)
@@ -238,7 +301,7 @@ def first_points(plan: Plan, storage: BaseStorage, warm_start_from: str | None) 
     """List what is tried before the sampler's own points: the best of an earlier study, then the published best."""
     earlier = top_points(storage, warm_start_from, WARM_START_POINTS) if warm_start_from else []
     points = [(point, f"from {warm_start_from}") for point in earlier if plan.space.contains(point)]
-    return points + [(point, "published best") for point in plan.space.first_points()]
+    return points + [(point, "published best") for point in plan.first_points]
 
 
 def describe_search(
@@ -300,6 +363,7 @@ def report_on(plan: Plan, storage: BaseStorage, tracking: Tracking, view: Termin
         return []
     for path in kept:
         tracking.add_artifact(path)
+    bring_home(folder, root=plan.local_output)
     return [("report", str(short_path(page)))]
 
 
@@ -334,22 +398,14 @@ def publish_model(
 
 
 def resume_command(plan: Plan) -> str:
-    """The command that goes on with this search: the one that was typed, narrowed down to its study."""
+    """The command that goes on: the one that was typed, narrowed down to its study, or with its campaign's name."""
+    if plan.campaign is not None:
+        typed = [word for word in without_options(sys.argv[1:], "--campaign") if word != "--resume"]
+        return shlex.join([this_python(), "-m", "tune_adamsrt.search", *typed, "--campaign", plan.campaign])
     typed = without_options(sys.argv[1:], "--setting", "--optimizer", "--study")
     typed = [argument for argument in typed if argument != "--resume"]
     own = ["--setting", plan.typed_setting, "--optimizer", plan.optimizer, "--study", plan.study_name]
     return shlex.join([this_python(), "-m", "tune_adamsrt.search", *own, *typed])
-
-
-def without_options(arguments: Sequence[str], *names: str) -> list[str]:
-    """Leave these options out, with their values, as `--name value` or `--name=value`."""
-    left: list[str] = []
-    is_value = False
-    for argument in arguments:
-        if not is_value and argument not in names and not argument.startswith(tuple(f"{name}=" for name in names)):
-            left.append(argument)
-        is_value = argument in names
-    return left
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ class StudySearcher(Searcher):
         """Give the next trial's own part of the configuration, None for later, or Searcher.FINISHED."""
         record = self._next_record()
         if record is None:
-            if self._study.paused and self._active:
-                return None  # what runs now may yet promote one of those that wait
+            if self._active and (self._study.paused or self._waits_for_epochs()):
+                return None  # what runs now may yet promote one of those that wait, or leave epochs to a new one
             record = self._last_resort()
         if record is None:
             self._leave_behind()
@@ -73,9 +73,16 @@ class StudySearcher(Searcher):
             return self._study.ask()
         if self._budget.what_is_spent() is None:
             promoted = self._rungs.next_promotion(self._study.paused)
-            if promoted is not None:
+            if promoted is not None and self._budget.has_room_for(self._study.epochs - self._study.paused[promoted]):
                 return self._study.promote(promoted)
-        return None if self._budget.reason_not_to_start() else self._study.ask()
+        if self._budget.reason_not_to_start() or not self._budget.has_room_for(self._study.epochs):
+            return None
+        return self._study.ask()
+
+    def _waits_for_epochs(self) -> bool:
+        """Tell whether all that keeps the next trial from starting is what those that run may still need."""
+        has_failed = hopeless_reason(self._study, self._budget.trials)
+        return not (has_failed or self._budget.reason_not_to_start() or self._budget.has_room_for(self._study.epochs))
 
     def _last_resort(self) -> TrialRecord | None:
         """Go on with the best that waits where the search would else end without any trial at the full budget."""
@@ -84,6 +91,8 @@ class StudySearcher(Searcher):
         if is_over or hopeless_reason(study, self._budget.trials):
             return None
         best = max(study.paused, key=lambda n: (study.paused[n], study.trials[n].value or 0.0, -n))
+        if not self._budget.has_room_for(study.epochs - study.paused[best]):
+            return None
         self._rungs.let_on(best, study.paused[best])
         return study.promote(best)
 

@@ -104,7 +104,12 @@ def _bare_search(study_name: str, description: dict[str, Any], trials: list[Tria
 
 def newest_study_name(storage: BaseStorage, *, prefix: str) -> str:
     """Find the study to resume: the newest search whose name starts so. Raises StudyError where there is none."""
-    known = [study.study_name for study in storage.get_all_studies() if not is_confirmation(study.study_name)]
+    known = [
+        study.study_name
+        for study in storage.get_all_studies()
+        if not is_confirmation(study.study_name)
+        and "campaign" not in study.user_attrs.get("search", {}).get("tags", {})  # it has a budget of its own
+    ]
     names = sorted(name for name in known if name.startswith(prefix))
     if not names:
         raise StudyError(f"--resume needs an earlier study {prefix}*, got none in this storage; leave --resume out")

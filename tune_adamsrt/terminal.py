@@ -51,8 +51,9 @@ def render_heading(progress: Progress) -> str:
         method = "confirming on fresh seeds"
     where = [info.tags[key] for key in ("resources", "device") if info.tags.get(key)]
     unit = _unit(progress)
-    before = f"resumed: {progress.ended_before} of {info.trials} {unit} ended before" if info.restored else ""
-    return "   ".join(one_line(part) for part in (info.name, method, *where, before) if part)
+    of = "" if progress.is_bound_by_epochs else f" of {info.trials}"
+    before = f"resumed: {progress.ended_before}{of} {unit} ended before" if info.restored else ""
+    return "   ".join(one_line(part) for part in (info.name, info.position, method, *where, before) if part)
 
 
 def render_time_left(progress: Progress, now: float) -> str:
@@ -61,7 +62,8 @@ def render_time_left(progress: Progress, now: float) -> str:
         return f"all {_unit(progress)} ended"
     estimate, budget_left = progress.seconds_left(now), progress.budget_left(now)
     if estimate is not None:
-        return f"about {format_estimate(estimate)} left"
+        own, whole = f"about {format_estimate(estimate)} left", progress.campaign_seconds_left(now)
+        return own if not progress.info.epochs_after or whole is None else f"{own}, all: about {format_estimate(whole)}"
     return "time left -" if budget_left is None else f"at most {format_estimate(budget_left)} left"
 
 
@@ -115,8 +117,11 @@ def render_bars(progress: Progress) -> Table:
     bars.add_column(width=_LABEL_WIDTH - 1, no_wrap=True, style="dim")
     bars.add_column(ratio=1)
     bars.add_column(no_wrap=True)
-    bars.add_row(_unit(progress), ProgressBar(total=max(1, total), completed=ended), f"{ended} of {total}")
     most = max(1, info.max_epochs_spent)
+    if progress.is_bound_by_epochs:
+        bars.add_row(_unit(progress), Text(""), str(ended))
+    else:
+        bars.add_row(_unit(progress), ProgressBar(total=max(1, total), completed=ended), f"{ended} of {total}")
     # stopped trials leave epochs unspent, so the search is done before this bar is full
     bars.add_row("epochs", ProgressBar(total=most, completed=spent), f"{spent} of at most {info.max_epochs_spent}")
     return bars
@@ -198,8 +203,9 @@ def render_position(progress: Progress, now: float) -> str:
     """ "8/16 trials, 74/160 epochs, best 98.61 %, about 40 s left"."""
     info = progress.info
     best = [] if _is_confirmation(progress) else [f"best {render_best(progress, with_configuration=False)}"]
+    of = "" if progress.is_bound_by_epochs else f"/{max(info.trials, len(progress.trials))}"
     parts = [
-        f"{len(progress.ended)}/{max(info.trials, len(progress.trials))} {_unit(progress)}",
+        f"{len(progress.ended)}{of} {_unit(progress)}",
         f"{progress.epochs_spent}/{info.max_epochs_spent} epochs",
         *best,
         render_time_left(progress, now),
@@ -218,9 +224,10 @@ def render_summary(info: SearchInfo, summary: SearchSummary) -> list[tuple[str, 
     confirmation = summary.confirmation
     others = "stopped and failed trials included"
     others += "" if confirmation is None else f", plus {confirmation.epochs_spent} to confirm"
+    of_all = "" if info.max_epochs_spent < info.trials * info.epochs else f" of {info.trials}"
     rows = [
         (info.name, f"{one_line(summary.ended_by)}, after {format_duration(summary.seconds)}"),
-        ("trials", f"{len(summary.trials)} of {info.trials}: {states}"),
+        ("trials", f"{len(summary.trials)}{of_all}: {states}"),
         (
             "epochs spent",
             f"{summary.epochs_spent} of at most {info.max_epochs_spent}, {others}",

@@ -7,7 +7,7 @@ from tune_adamsrt.budget import Budget
 
 def budget(*, trials_done=0, interrupted=0, epochs_spent=0, now=0.0, **limits):
     study = SimpleNamespace(
-        trials=dict.fromkeys(range(trials_done)), interrupted=[None] * interrupted, epochs_spent=epochs_spent
+        trials=dict.fromkeys(range(trials_done)), interrupted=[None] * interrupted, epochs_spent=epochs_spent, paused={}
     )
     times = iter([0.0, now, now, now])
     return Budget(study, clock=lambda: next(times), **({"trials": 10} | limits))

@@ -227,7 +227,7 @@ def test_a_cell_is_what_the_confirmation_says(tmp_path):
     assert (cell.trials, cell.search_epochs_spent, cell.confirm_epochs_spent) == (3, 5, 8)
     assert cell.protocol == {"dataset": "digits", "epochs": 2}
     assert cell.versions == {"version.torch": "2.15", "device": "cpu"}
-    assert cell.method == {"sampler": "random", "scheduler": "asha"}
+    assert cell.method == {"sampler": "random", "scheduler": "asha", "published_first_points": ""}
     assert [(at.epoch, at.rank) for at in cell.standing] == [(1, 2)]
 
     Study("new", storage=storage, space=space, sampler="random", seed=0, protocol=protocol)
