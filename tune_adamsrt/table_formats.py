@@ -6,7 +6,8 @@ Accuracies are in percent wherever a person reads them, and fractions in CSV and
 import csv
 import html
 import io
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from tune_adamsrt.comparison_table import SOURCE, Column, Comparison
 from tune_adamsrt.records import Spread
 
 NOTHING = "-"
+PUBLISHED_EPOCHS = 405
 
 
 def render_text(comparison: Comparison, *, width: int = 100) -> list[str]:
@@ -256,14 +258,49 @@ def _budget(cell: Cell) -> str:
 
 
 def _remarks(comparison: Comparison) -> list[str]:
-    """Refusals and flags, then where the published values come from."""
+    """How each setting was trained, refusals and flags, then what the published values are and how they rank."""
     lines = []
     for column in comparison.columns:
+        if not column.refusals:
+            lines.append(f"{column.setting}: {_training(column)}")
         lines += [f"{column.setting} is not compared: {line}" for line in column.refusals]
         lines += [f"{column.setting}: {line}" for line in column.flags]
+        lines += [f"{column.setting}: {line}" for line in _orders(comparison, column)]
     if any(comparison.published.get((c.setting, name)) for c in comparison.columns for name in comparison.optimizers):
-        lines.append(f"Published values: {SOURCE}, under its own protocol; shown, never compared.")
+        lines.append(
+            f"Published values: {SOURCE}, under its own protocol ({PUBLISHED_EPOCHS} epochs, all training images); "
+            "shown, never tested against."
+        )
     return lines
+
+
+def _training(column: Column) -> str:
+    """ "every run trained for 405 epochs in batches of 128 on all training images"; says so where that is reduced."""
+    cell = next(iter(column.cells.values()))
+    limit = cell.protocol.get("limit_train_examples")
+    images = "all training images" if limit is None else f"{limit} training images only"
+    batches = f" in batches of {cell.protocol['batch_size']}" if "batch_size" in cell.protocol else ""
+    return f"every run trained for {cell.epochs} epochs{batches} on {images}"
+
+
+def _orders(comparison: Comparison, column: Column) -> list[str]:
+    """The order of the means beside that of the published ones, over the optimizers that have both."""
+    published = {name: comparison.published.get((column.setting, name)) for name in column.cells}
+    theirs = {name: found.mean for name, found in published.items() if found is not None}
+    if column.refusals or len(theirs) < 2:
+        return []
+    ours = {name: column.cells[name].test_accuracy.mean for name in theirs}
+    pairs = list(itertools.combinations(theirs, 2))
+    agree = sum((ours[a] - ours[b]) * (theirs[a] - theirs[b]) > 0 for a, b in pairs)
+    reduced = column.cells[next(iter(theirs))]
+    is_reduced = reduced.epochs < PUBLISHED_EPOCHS or reduced.protocol.get("limit_train_examples") is not None
+    note = "; this is a reduced run, which need not rank optimizers as the published one does" if is_reduced else ""
+    both = f"{_ranked(ours)}; as published: {_ranked(theirs)}"
+    return [f"order of the means: {both} ({agree} of {len(pairs)} pairs agree){note}"]
+
+
+def _ranked(means: Mapping[str, float]) -> str:
+    return " > ".join(sorted(means, key=lambda name: -means[name]))
 
 
 def _side_by_side(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:

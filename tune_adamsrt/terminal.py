@@ -203,9 +203,10 @@ def render_position(progress: Progress, now: float) -> str:
     """ "8/16 trials, 74/160 epochs, best 98.61 %, about 40 s left"."""
     info = progress.info
     best = [] if _is_confirmation(progress) else [f"best {render_best(progress, with_configuration=False)}"]
-    of = "" if progress.is_bound_by_epochs else f"/{max(info.trials, len(progress.trials))}"
+    ended = str(len(progress.ended))
+    ended += "" if progress.is_bound_by_epochs else f"/{max(info.trials, len(progress.trials))}"
     parts = [
-        f"{len(progress.ended)}{of} {_unit(progress)}",
+        f"{ended} {_unit(progress)}",
         f"{progress.epochs_spent}/{info.max_epochs_spent} epochs",
         *best,
         render_time_left(progress, now),
@@ -324,6 +325,8 @@ class TerminalView:
         if not self._console.is_interactive:
             at_most = "" if _is_confirmation(self._progress) else "at most "
             budget = f"{info.trials} {_unit(self._progress)} of {at_most}{info.epochs} epochs"
+            if self._progress.is_bound_by_epochs:
+                budget = f"at most {info.max_epochs_spent} epochs in trials of at most {info.epochs}"
             self._print(Text(f"{render_heading(self._progress)}   {budget}"))
             return
         self._live = Live(

@@ -56,6 +56,28 @@ def test_text_is_ascii_and_fits_a_width_where_it_can(comparison):
     )
 
 
+def test_every_format_says_how_runs_were_trained_and_how_the_published_ones_rank():
+    published = {
+        (SETTING, name): Spread(mean, 0.001, 0) for name, mean in (("adam", 0.93), ("adams", 0.94), ("sgd", 0.95))
+    }
+    cells = [make_cell("adam", 93.0, 93.2), make_cell("adams", 95.0, 95.2), make_cell("sgd", 94.0, 94.2)]
+    whole = "\n".join(render_text(build_comparison(cells, published=published)))
+    assert f"{SETTING}: every run trained for 405 epochs on all training images\n" in whole
+    order = "order of the means: adams > sgd > adam; as published: sgd > adams > adam (2 of 3 pairs agree)"
+    assert f"{SETTING}: {order}\n" in whole
+    reduced = [
+        make_cell(cell.optimizer, *(100 * value for value in cell.test.values()), epochs=10,
+                  protocol=cell.protocol | {"epochs": 10, "limit_train_examples": 2000, "batch_size": 128})
+        for cell in cells
+    ]  # fmt: skip
+    comparison = build_comparison(reduced, published=published)
+    for text in (render_markdown(comparison), render_latex(comparison), render_html_remarks(comparison)):
+        assert "every run trained for 10 epochs in batches of 128 on 2000 training images only" in text
+        assert "this is a reduced run, which need not rank optimizers as the published one does" in text
+    alone = "\n".join(render_text(build_comparison(reduced, published={(SETTING, "adam"): Spread(0.93, 0.001, 0)})))
+    assert "order of the means" not in alone
+
+
 def test_markdown_is_two_whole_tables(comparison):
     text = render_markdown(comparison)
     rows = [line for line in text.splitlines() if line.startswith("|")]
