@@ -235,7 +235,7 @@ def test_a_killed_campaign_goes_on_and_ends_with_a_table(tmp_path, capsys):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
     assert "resnet20-digits/adam   search 1 of 2   done before, in study resnet20-digits-adam-c" in done.stdout
-    assert "resnet20-digits/sgd   search 2 of 2" in done.stdout and "resumed: 0 trials ended before" in done.stdout
+    assert "resnet20-digits/sgd   search 2 of 2" in done.stdout and "resumed: 0 of 2 trials ended before" in done.stdout
     assert "runs/report/c/table.html" in done.stdout
     for name in ("resnet20-digits-adam-c", sgd):
         search = load_search(storage, name)
