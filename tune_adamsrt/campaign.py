@@ -41,8 +41,8 @@ def check_campaign(arguments: argparse.Namespace) -> None:
         )
     if arguments.warm_start_from:
         raise ValueError(
-            f"the searches of a campaign must begin alike, got --warm-start-from {arguments.warm_start_from}, the points "
-            "of one optimizer; leave it out"
+            f"the searches of a campaign must begin alike, got --warm-start-from {arguments.warm_start_from}, whose "
+            "points are one optimizer's; leave it out"
         )
     if arguments.time_budget is not None:
         raise ValueError(
@@ -100,7 +100,7 @@ def studies_of(storage: BaseStorage, campaign: str) -> list[str]:
 
 def is_done(storage: BaseStorage, plan: Plan) -> bool:
     """Tell whether a search has nothing left to do: it came to its end, and its best is confirmed and tested."""
-    if plan.study_name not in {study.study_name for study in storage.get_all_studies()}:
+    if not _is_begun(storage, plan):
         return False
     search = load_search(storage, plan.study_name)
     if search.ended_by is None or search.ended_by.startswith(UNFINISHED):
@@ -116,12 +116,18 @@ def is_done(storage: BaseStorage, plan: Plan) -> bool:
 def epochs_to_do(storage: BaseStorage, plan: Plan) -> int:
     """The most that a search and its confirmation may still spend."""
     most = plan.max_epochs_spent + plan.max_epochs_to_confirm
-    if plan.study_name not in {study.study_name for study in storage.get_all_studies()}:
+    if not _is_begun(storage, plan):
         return most
     if is_done(storage, plan):
         return 0
     stored = [load_search(storage, plan.study_name), *confirmations_of(storage, plan.study_name)]
     return max(0, most - sum(trial.epochs_spent for search in stored for trial in search.trials))
+
+
+def _is_begun(storage: BaseStorage, plan: Plan) -> bool:
+    """Whether the search has a study; one whose driver was killed before it could say what it is for does not count."""
+    studies = {study.study_name: study.user_attrs for study in storage.get_all_studies()}
+    return "description" in studies.get(plan.study_name, {})
 
 
 def _searches(storage: BaseStorage) -> Iterator[StoredSearch]:

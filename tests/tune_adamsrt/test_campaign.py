@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pyarrow.parquet as pq
 import pytest
 from ray.tune.schedulers import TrialScheduler
@@ -144,6 +145,8 @@ def test_what_is_left_to_do(tmp_path):
     [plan] = plans_of("--campaign", "c", "--confirm-seeds", "2", "--confirm-candidates", "1")
     most = 240 + 2 * 10
     assert (is_done(storage, plan), epochs_to_do(storage, plan)) == (False, most), "missing"
+    optuna.create_study(study_name=plan.study_name, storage=storage, direction="maximize")
+    assert (is_done(storage, plan), epochs_to_do(storage, plan)) == (False, most), "killed while it was made"
     study = make_study(storage, plan.study_name, protocol={"epochs": 2})
     note(study)
     trial = study.ask()
@@ -212,6 +215,13 @@ def test_a_total_below_one_trial_is_refused():
         plans_of("--campaign", "c", "--max-total-epochs", "9")
 
 
+def has_trials(storage, name):
+    try:
+        return bool(load_search(storage, name).trials)
+    except StudyError:  # there is none of that name, or it is just being made
+        return False
+
+
 @pytest.mark.slow
 def test_a_killed_campaign_goes_on_and_ends_with_a_table(tmp_path, capsys):
     options = (
@@ -226,7 +236,7 @@ def test_a_killed_campaign_goes_on_and_ends_with_a_table(tmp_path, capsys):
     )
     storage, sgd = open_storage(str(tmp_path / "runs" / "optuna.journal")), "resnet20-digits-sgd-c"
     deadline = time.monotonic() + 400
-    while sgd not in {study.study_name for study in storage.get_all_studies()} or not load_search(storage, sgd).trials:
+    while not has_trials(storage, sgd):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
     process.kill()
