@@ -2,6 +2,7 @@
 # make test     set up .venv and run all tests
 # make check    what CI runs: format, lint, types, tests
 # make lab      ray up over SSH between network namespaces (root, Debian's openssh-server; minutes)
+# make results  the comparisons in results/ (an hour or two; RESULTS_DATA names the folder with CIFAR-10)
 # make bench    is it a better search? regret against epochs spent (minutes)
 # make bench-speed     optimizer steps and data loading on a CPU, what tracking costs (minutes)
 # make bench-gpu       kernels, steps and epochs on a GPU (minutes; one line without a GPU)
@@ -14,7 +15,14 @@ CODE := adamsrt tune_adamsrt tests benchmarks training_example.py best_hyper_par
 # Most tests wait for processes that they start, so that three side by side fill two cores.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab search test check format setup clean bench bench-speed bench-gpu
+.PHONY: lab search test check format setup clean results bench bench-speed bench-gpu
+
+# The digits in full; CIFAR-10 reduced to what two cores train in an hour.
+RESULTS_DATA ?= data
+IN_RESULTS := --output results/runs --export results/best_hyper_parameters.py --tracking-uri sqlite:///results/mlflow.db
+DIGITS := --setting resnet20-digits --optimizer all
+CIFAR10 := --setting resnet20-cifar10 --optimizer adamsrt --optimizer adam --optimizer sgd --data-root $(RESULTS_DATA) \
+    --limit-train-examples 2000 --epochs 10 --max-total-epochs 80 --confirm-candidates 2 --cpus-per-trial 1
 
 search: setup
 	$(BIN)/python -m tune_adamsrt.search --setting resnet20-digits
@@ -30,6 +38,13 @@ check: setup
 
 lab: setup
 	RAY_UP_LAB=1 $(BIN)/python -m pytest tests/cluster/test_ray_up.py
+
+results: setup
+	$(BIN)/python -m tune_adamsrt.search $(DIGITS) $(IN_RESULTS) --campaign resnet20-digits
+	$(BIN)/python -m tune_adamsrt.search $(CIFAR10) $(IN_RESULTS) --campaign resnet20-cifar10-reduced
+	for campaign in resnet20-digits resnet20-cifar10-reduced; do for table in "" --table; do \
+	    $(BIN)/python -m tune_adamsrt.report $$table --campaign $$campaign --output results/runs --out results/$$campaign; \
+	done; done
 
 bench: setup
 	$(BIN)/python -m benchmarks.search_efficiency

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -349,6 +350,12 @@ def test_dry_run_says_what_would_run(capsys):
     assert "4050 epochs in total (10 trials x 405 epochs)" in printed
     assert "after epoch 15, 30, 60, 120, 225 the best 1/2 go on, the others stop" in printed
     assert "log-uniform in [0.0001, 0.03]" in printed
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    shell = f"{shlex.join(SEARCH)} --setting resnet20-digits --optimizer all --dry-run 2>&1 | (read line; echo $line)"
+    done = subprocess.run(shell, shell=True, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.stdout == "resnet20-digits/adams\n"
 
 
 @pytest.mark.usefixtures("no_ray")
