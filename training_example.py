@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from adamsrt.dataloaders import DATASETS
 from adamsrt.models import MODELS
 from adamsrt.optimizers import OPTIMIZERS
+from adamsrt.precision import PRECISIONS
 from adamsrt.training import EpochResult, TestResult, Training, TrainingSpec
 from best_hyper_parameters import BEST_HYPER_PARAMETERS
 
@@ -73,6 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--valid-split", type=float, metavar="FRACTION", help="held out for validation (default: as published)"
     )
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="keys what is held out (default: 0)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of training, validation and test (default: fp32)"
+    )
+    parser.add_argument("--cuda-graph", action="store_true", help="on a GPU, replay the training step as a CUDA graph")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="on a CPU; another number gives other last bits (default: torch's)"
     )
@@ -134,6 +139,8 @@ def build_training(arguments: argparse.Namespace) -> Training:
         split_seed=arguments.split_seed,
         limit_train_examples=arguments.limit_train_examples,
         num_workers=protocol.num_workers,
+        precision=arguments.precision,
+        cuda_graph=arguments.cuda_graph,
     )
     return Training(spec)
 
@@ -144,6 +151,7 @@ def render_heading(spec: TrainingSpec) -> str:
     return (
         f"{spec.model} on {spec.dataset} with {spec.optimizer} ({values}): "
         f"{spec.epochs} epochs, batches of {spec.batch_size}, seed {spec.seed}, on {spec.device}"
+        f"{'' if spec.precision == 'fp32' else f' in {spec.precision}'}"
     )
 
 

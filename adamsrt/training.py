@@ -11,24 +11,30 @@ A user's own model and data need no `Training`: `train_epoch` and `evaluate` tak
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from adamsrt.dataloaders import DATASETS
-from adamsrt.dataloaders.loader import generator_for
+from adamsrt.dataloaders.loader import Loader, generator_for
+from adamsrt.epoch import OnBatch, Step, TrainStep, evaluate, norms, train_epoch
+from adamsrt.graph import GraphedStep
 from adamsrt.models import build_model
 from adamsrt.optimizers import build_optimizer
+from adamsrt.precision import best_memory_format, check_precision
 
 LR_DROP_FACTOR = 0.1
 LR_DROPS_AT = ((1, 3), (5, 9), (7, 9))  # fractions of all epochs: 135, 225 and 315 of 405
-PLACES = ("data_root", "device", "num_workers")  # where and how a spec runs; all its other fields say what is computed
+# Where and how a spec runs; all its other fields say what is computed.
+PLACES = ("data_root", "device", "num_workers", "cuda_graph")
+HOW_STEPS_ARE_TAKEN = {"foreach", "fused", "capturable"}  # options of an optimizer that depend on the device
+# Images of an evaluation batch, times their pixels: on a CPU what stays in the cache, on a GPU what keeps it busy.
+EVALUATION_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
 
-OnBatch = Callable[[int, int], None]
+__all__ = ["EpochResult", "TestResult", "Training", "TrainingSpec", "evaluate", "norms", "train_epoch"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class TrainingSpec:
         seed: keys initial weights, shuffling and augmentation.
         split_seed: keys the train/validation split. valid_split: its fraction, None = the dataset's default.
         limit_train_examples: train on the first n only; validation and test stay whole.
+        precision: fp32, the reference, tf32 or bf16, of training, validation and test alike; see `adamsrt.precision`.
+        cuda_graph: take the steps by replaying a CUDA graph; does nothing without a GPU.
     """
 
     dataset: str
@@ -56,11 +64,17 @@ class TrainingSpec:
     split_seed: int = 0
     limit_train_examples: int | None = None
     num_workers: int = 0
+    precision: str = "fp32"
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+DEFAULTS = {field.name: field.default for field in fields(TrainingSpec) if field.default is not MISSING}
 
 
 @dataclass(frozen=True)
@@ -128,8 +142,13 @@ class Training:
                 num_classes=dataset.num_classes,
                 in_channels=dataset.in_channels,
                 image_size=dataset.image_size,
-            ).to(spec.device)
+            )
+        self._memory_format = best_memory_format(spec.device, spec.precision)
+        self.model.to(device=spec.device, memory_format=self._memory_format)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(spec.optimizer, self.model, **spec.hyper_parameters)
+        step = TrainStep(self.model, self.optimizer, precision=spec.precision, memory_format=self._memory_format)
+        with_graph = spec.cuda_graph and torch.device(spec.device).type == "cuda"
+        self._step: Step = GraphedStep(step, spec.batch_size) if with_graph else step
         self._scale_invariant = self.model.conv_params()
         self._scheduler = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, milestones=list(lr_drop_epochs(spec.epochs)), gamma=LR_DROP_FACTOR
@@ -137,6 +156,7 @@ class Training:
         optional = {} if spec.valid_split is None else {"valid_split": spec.valid_split}
         self._train, self._valid, self._test = dataset.get_dataloaders(
             train_batch_size=spec.batch_size,
+            test_batch_size=evaluation_batch_size(spec.device, spec.batch_size, dataset.image_size),
             dataset_root_path=spec.data_root,
             num_workers=spec.num_workers,
             seed=spec.seed,
@@ -164,10 +184,10 @@ class Training:
         start_s = time.perf_counter()
         lr = float(self.optimizer.param_groups[0]["lr"])
         self._train.set_epoch(self.epoch)
-        train_loss, train_accuracy = train_epoch(self.model, self.optimizer, self._train, on_batch)
+        train_loss, train_accuracy = train_epoch(self.model, self.optimizer, self._train, on_batch, step=self._step)
         train_s = time.perf_counter() - start_s
         self._scheduler.step()
-        valid_loss, valid_accuracy = evaluate(self.model, self._valid)
+        valid_loss, valid_accuracy = self._evaluate(self._valid)
         self.epoch += 1
         result = EpochResult(
             epoch=self.epoch,
@@ -192,8 +212,13 @@ class Training:
         """
         if self._best_weights is None:
             raise RuntimeError(f"test needs an epoch with finite losses, got none in {self.epoch}; run_epoch first")
-        loss, accuracy = evaluate(self.model, self._test, weights=self._best_weights)
+        loss, accuracy = self._evaluate(self._test, weights=self._best_weights)
         return TestResult(test_loss=loss, test_accuracy=accuracy, epoch=self.best_epoch)
+
+    def _evaluate(self, batches: Loader, *, weights: Mapping[str, Tensor] | None = None) -> tuple[float, float]:
+        return evaluate(
+            self.model, batches, weights=weights, precision=self.spec.precision, memory_format=self._memory_format
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Copy all that a resume needs: tensors and plain containers, fit for `torch.load(..., weights_only=True)`."""
@@ -218,11 +243,16 @@ class Training:
         Raises ValueError for a state of another spec, naming the first field that differs.
         """
         for name, value in _what_is_computed(self.spec).items():
-            found = state["spec"].get(name)
+            found = state["spec"].get(name, DEFAULTS.get(name))  # a state of a version without this field
             if found != value:
                 raise ValueError(f"the state must be of the same spec, got {name} {found!r} where {value!r} is trained")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        optimizer_state = copy.deepcopy(state["optimizer"])
+        for saved, own in zip(optimizer_state["param_groups"], self.optimizer.param_groups, strict=True):
+            saved |= {name: own[name] for name in HOW_STEPS_ARE_TAKEN & own.keys()}
+        self.optimizer.load_state_dict(optimizer_state)
+        if isinstance(self._step, GraphedStep):
+            self._step.forget()
         self._scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
         self.epoch = state["epoch"]
         self.best_epoch = state["best_epoch"]
@@ -231,95 +261,15 @@ class Training:
         self._best_weights = None if best is None else _copy_tensors(best, device=self.spec.device)
 
 
+def evaluation_batch_size(device: str, batch_size: int, image_size: int) -> int:
+    """Give the size of the batches that evaluation is fastest with; at least that of training."""
+    pixels = EVALUATION_PIXELS.get(torch.device(device).type, 0)
+    return max(batch_size, pixels // image_size**2)
+
+
 def lr_drop_epochs(epochs: int) -> tuple[int, ...]:
     """List the epochs after which the learning rate drops tenfold: 1/3, 5/9 and 7/9 of all, rounded, at least 1."""
     return tuple(max(1, round(epochs * numerator / denominator)) for numerator, denominator in LR_DROPS_AT)
-
-
-def train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    on_batch: OnBatch | None = None,
-) -> tuple[float, float]:
-    """Take one step of cross-entropy descent per batch.
-
-    Args:
-        batches: a sized iterable of images (B, C, H, W) and labels (B,), on the model's device.
-        on_batch: called after each batch with (batches done, all batches).
-    Returns:
-        Loss and accuracy, averaged per sample.
-    """
-    model.train()
-    totals = _Totals()
-    num_batches = len(batches)  # type: ignore[arg-type]
-    for index, (images, labels) in enumerate(batches, start=1):
-        optimizer.zero_grad(set_to_none=True)
-        logits = model(images)
-        loss = functional.cross_entropy(logits, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        totals.add(loss.detach(), logits.detach(), labels)
-        if on_batch is not None:
-            on_batch(index, num_batches)
-    return totals.averages()
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, weights: Mapping[str, Tensor] | None = None
-) -> tuple[float, float]:
-    """Measure loss and accuracy in eval mode, averaged per sample.
-
-    Args:
-        batches: images (B, C, H, W) and labels (B,), on the model's device.
-        weights: parameters and buffers by name to use instead of the model's own, which stay as they are.
-    """
-    was_training = model.training
-    model.eval()
-    totals = _Totals()
-    for images, labels in batches:
-        logits = model(images) if weights is None else torch.func.functional_call(model, dict(weights), (images,))
-        totals.add(functional.cross_entropy(logits, labels), logits, labels)
-    model.train(was_training)
-    return totals.averages()
-
-
-@torch.no_grad()
-def norms(weights: Sequence[nn.Parameter], *, lr: float) -> dict[str, float]:
-    """Measure scale-invariant weights, averaged over their spheres, one per output channel.
-
-    Args:
-        weights: (C_out, ...) each, with the gradients of the last step.
-    Returns:
-        weight_norm: mean of ||x||. grad_norm: mean of ||gradient|| (0 where there is none). effective_lr: mean of
-        lr / ||x||^2, what the step size of SGD comes to on the unit sphere (arXiv:2006.13382).
-    """
-    rows = [weight.flatten(1) for weight in weights]
-    squares = torch.cat([row.double().square().sum(dim=1) for row in rows])
-    grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-    grad_squares = torch.cat([grad.flatten(1).double().square().sum(dim=1) for grad in grads])
-    measured = torch.stack([squares.sqrt().mean(), grad_squares.sqrt().mean(), (lr / squares).mean()]).tolist()
-    return dict(zip(("weight_norm", "grad_norm", "effective_lr"), measured, strict=True))
-
-
-class _Totals:
-    """Sums over an epoch that stay on the device until its end: one wait per epoch, not one per batch."""
-
-    def __init__(self) -> None:
-        self._loss: Tensor | float = 0.0
-        self._correct: Tensor | float = 0.0
-        self._examples = 0
-
-    def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self._loss = self._loss + mean_loss.double() * len(labels)
-        self._correct = self._correct + (logits.argmax(dim=1) == labels).sum()
-        self._examples += len(labels)
-
-    def averages(self) -> tuple[float, float]:
-        if self._examples == 0:
-            raise ValueError("a loader must give at least one batch, got none")
-        return float(self._loss) / self._examples, float(self._correct) / self._examples
 
 
 def _copy_tensors(tensors: Mapping[str, Tensor], *, device: str | None = None) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch.optim import Adam, Optimizer
 
 from adamsrt.models import build_model
 from adamsrt.optimizers import OPTIMIZERS, build_optimizer
+from benchmarks import gpu_epochs
 from benchmarks.optimizer_step import render_quartiles, render_row
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the formulas in float64
@@ -33,7 +34,7 @@ TENSORS = [
     ((8, 6, 5), {"channel_dims": [0, 1]}),
     ((1000,), {"weight_decay": 0.05}),
 ]
-MODELS, ROUNDS, STEPS_PER_ROUND, NUM_IMAGES, BATCH_SIZE = ("resnet18", "resnet20", "vgg16"), 15, 10, 50_000, 128
+MODELS, ROUNDS, STEPS_PER_ROUND = ("resnet18", "resnet20", "vgg16"), 15, 10
 TIME_LIMIT_S, WARM_UP_STEPS = 400, 2
 
 
@@ -107,17 +108,11 @@ def same_bits() -> bool:
 
     table = normalization_table((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     options: dict[str, Any] = {"batch_size": 1000, "shuffle": True, "padding": 4, "flip": True, "seed": 5}
-    on_cpu, on_gpu = (ImageLoader(random_images(10_000), table, device=device, **options) for device in ("cpu", "cuda"))
+    on_cpu, on_gpu = (
+        ImageLoader(gpu_epochs.random_images(10_000), table, device=device, **options) for device in ("cpu", "cuda")
+    )
     batches = [pair for _ in range(2) for pair in zip(on_cpu, on_gpu, strict=True)]
     return all(torch.equal(a, c.cpu()) and torch.equal(b, d.cpu()) for (a, b), (c, d) in batches)
-
-
-def random_images(n: int) -> Any:
-    from adamsrt.dataloaders.images import ImageSet
-
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return ImageSet(images, torch.randint(10, (n,), generator=generator))
 
 
 def model_on_gpu(name: str, *, channels_last: bool = False) -> nn.Module:
@@ -184,51 +179,20 @@ def time_of(step: Callable[[], Any]) -> float:
     return float(start.elapsed_time(end)) / STEPS_PER_ROUND
 
 
-class UnderAutocast(nn.Module):
-    """A model that computes in bfloat16 where that is safe."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            logits: Tensor = self.model(images)
-        return logits.float()
+def attempt(check: Callable[[], str]) -> str:
+    """Give what a check says, or how it failed: there may be no second chance to see the rest."""
+    try:
+        return check()
+    except Exception as error:
+        return f"FAILED: {check.__name__}: {type(error).__name__}: {error}"
 
 
-def epoch_times(deadline_s: float) -> Iterator[str]:
-    """Time one training epoch each, after a warm-up of a tenth; give the rows of a table."""
-    from adamsrt.dataloaders.images import ImageLoader, normalization_table
-    from adamsrt.training import train_epoch
-
-    table = normalization_table((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-    options: dict[str, Any] = {"batch_size": BATCH_SIZE, "shuffle": True, "padding": 4, "flip": True, "device": "cuda"}
-    loader = ImageLoader(random_images(NUM_IMAGES), table, **options)
-    short = ImageLoader(random_images(NUM_IMAGES // 10), table, **options)
-    start_s = time.perf_counter()
-    for images, _ in loader:
-        last = images
-    torch.cuda.synchronize()
-    yield render_row(["loader alone", "", "", f"{NUM_IMAGES / (time.perf_counter() - start_s):,.0f}"])
-    del last
-    for name in ("resnet18", "resnet20"):
-        for precision in ("bf16, channels_last", "tf32", "fp32"):
-            for optimizer_name in ("adam", "adamsrt"):
-                if time.perf_counter() > deadline_s:
-                    return
-                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-                half = precision.startswith("bf16")
-                model = model_on_gpu(name, channels_last=half)
-                optimizer = build_optimizer(optimizer_name, model)
-                trained = UnderAutocast(model) if half else model
-                train_epoch(trained, optimizer, short)
-                torch.cuda.synchronize()
-                start_s = time.perf_counter()
-                train_epoch(trained, optimizer, loader)
-                torch.cuda.synchronize()
-                rate = NUM_IMAGES / (time.perf_counter() - start_s)
-                yield render_row([name, precision, optimizer_name, f"{rate:,.0f}"])
+def say_rows(rows: Iterator[str]) -> None:
+    try:
+        for row in rows:
+            say(row)
+    except Exception as error:
+        say(f"FAILED: {type(error).__name__}: {error}")
 
 
 def say(line: str) -> None:
@@ -245,18 +209,21 @@ def main() -> None:
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, {ROUNDS} rounds\n")
     say("| optimizer | largest error of 50 fused steps | largest difference of a graph |\n|---|---|---|")
     for name in ("adams", "adamsrt", "sgdmrt", "adamg"):
-        say(render_row([name, f"{largest_error(name):.1e}", f"{graph_difference(name):.1e}"]))
+        errors = (
+            attempt(lambda name=name, check=check: f"{check(name):.1e}") for check in (largest_error, graph_difference)
+        )
+        say(render_row([name, *errors]))
     say("\n| model | step | microseconds | relative to Adam, fused |\n|---|---|---|---|")
     for model in MODELS:
-        for row in step_times(model):
-            say(row)
-    try:
-        say(f"\nLoader, CPU and GPU: {'the same bits' if same_bits() else 'DIFFERENT BITS'}\n")
-        say("| model | precision | optimizer | images / s |\n|---|---|---|---|")
-        for row in epoch_times(start_s + TIME_LIMIT_S):
-            say(row)
-    except ImportError as error:
-        say(f"\nNo loader and no epochs: {error}")
+        say_rows(step_times(model))
+    say(f"\nLoader, CPU and GPU: {'the same bits' if same_bits() else 'DIFFERENT BITS'}")
+    say(attempt(gpu_epochs.check_training))
+    say(
+        "\n| optimizer | precision | weights with a graph, largest difference | without a graph, again |\n|---|---|---|---|"
+    )
+    say_rows(gpu_epochs.graph_differences())
+    say("\n| model | arm | seconds per epoch | aim |\n|---|---|---|---|")
+    say_rows(gpu_epochs.epoch_times(start_s + TIME_LIMIT_S))
     say(f"\n{time.perf_counter() - start_s:.0f} s in all.")
 
 

@@ -106,6 +106,7 @@ def test_a_model_that_does_not_go_with_the_digits_sends_nobody_to_a_search(monke
         (["--dataloader=digits", "--model=resnet20", "--batch-size=0"], "batch_size must be >= 1, got 0"),
         (["--dataloader=digits", "--model=resnet20", "--valid-split=1"], "valid_split must be in (0, 1), got 1.0"),
         (["--dataloader=digits", "--model=resnet20", "--threads=0"], "--threads must be >= 1, got 0"),
+        (["--dataloader=digits", "--model=resnet20", "--precision=fp16"], "invalid choice: 'fp16'"),
         (["--dataloader=digits", "--model=resnet20", "--json=no/such/file"], "--json must be a file that can be"),
     ],
 )
@@ -164,7 +165,9 @@ def test_what_decides_the_numbers_can_be_set(monkeypatch, tmp_path):
         training_example, "train", lambda training, *others: specs.append(training.spec) or train(training, *others)
     )
     file = tmp_path / "epochs.jsonl"
-    options = "--epochs=1 --batch-size=16 --valid-split=0.3 --split-seed=4 --seed=4000000000 --threads=3"
+    options = (
+        "--epochs=1 --batch-size=16 --valid-split=0.3 --split-seed=4 --seed=4000000000 --threads=3 --precision=bf16"
+    )
     code = training_example.main(
         ["--dataloader=digits", "--model=resnet20", "--limit-train-examples=32", "--device=cpu", *options.split(),
          f"--json={file}"]
@@ -172,6 +175,7 @@ def test_what_decides_the_numbers_can_be_set(monkeypatch, tmp_path):
     [spec] = specs
     assert (code, threads) == (0, [3])
     assert (spec.batch_size, spec.valid_split, spec.split_seed, spec.seed) == (16, 0.3, 4, 4_000_000_000)
+    assert spec.precision == "bf16"
     epoch, test = map(json.loads, file.read_text().splitlines())
     assert {"epoch", "train_loss", "valid_accuracy", "lr"} <= epoch.keys() and epoch["epoch"] == 1
     assert test.keys() == {"test_loss", "test_accuracy", "epoch"}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from adamsrt.optimizers import OPTIMIZERS
+from adamsrt.precision import PRECISIONS
 from tune_adamsrt.samplers import SAMPLERS
 
 DESCRIPTION = """\
@@ -128,6 +129,12 @@ def build_parser() -> argparse.ArgumentParser:
         "campaign, since more is published for some optimizers than for others)",
     )
     how.add_argument(
+        "--precision",
+        default="fp32",
+        choices=PRECISIONS,
+        help="of all training and evaluation; results of another precision do not compare (default: fp32)",
+    )
+    how.add_argument(
         "--warm-start-from",
         metavar="STUDY",
         help="try the best points of an earlier study first; each counts as a trial",
@@ -156,6 +163,20 @@ def build_parser() -> argparse.ArgumentParser:
         type=fraction,
         metavar="N",
         help="0.5 = two trials share a GPU; default: the setting's, 0 without GPUs",
+    )
+    where.add_argument(
+        "--max-on-demand-cost",
+        type=positive_float,
+        metavar="USD",
+        help="where spot machines are refused, rent on-demand ones for so much in all; see cluster/gpu.yaml "
+        "(default: none)",
+    )
+    where.add_argument(
+        "--on-demand-after",
+        type=duration,
+        default=600.0,
+        metavar="TIME",
+        help="how long trials wait for a spot machine before that (default: 10m)",
     )
 
     files = parser.add_argument_group("where things are kept")
@@ -199,17 +220,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not (arguments.setting or arguments.list_settings or arguments.list_studies):
         parser.error("--setting is needed, for example --setting resnet20-digits (--list-settings shows all)")
     return arguments
-
-
-def without_options(arguments: Sequence[str], *names: str) -> list[str]:
-    """Leave these options out, with their values, as `--name value` or `--name=value`."""
-    left: list[str] = []
-    is_value = False
-    for argument in arguments:
-        if not is_value and argument not in names and not argument.startswith(tuple(f"{name}=" for name in names)):
-            left.append(argument)
-        is_value = argument in names
-    return left
 
 
 def positive_int(text: str) -> int:

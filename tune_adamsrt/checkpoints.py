@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pyarrow.fs import FileSelector
 from ray import tune
 from ray.train._internal.session import _TrainingResult
+from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
+from tune_adamsrt.draining import NodeLeavingError, node_is_leaving
+from tune_adamsrt.lost_workers import LostWorkers
 from tune_adamsrt.trainable import TrainingTrainable
 from tune_adamsrt.uris import below
 
@@ -20,16 +23,39 @@ CHECKPOINT_FAILURE = "checkpoint_failure"  # the key in a Tune result
 
 
 class CheckpointedTrainable(TrainingTrainable):
-    """The trainable whose trials survive that a checkpoint can be neither kept nor fetched: that costs epochs only.
+    """The trainable whose trials survive what happens to machines.
 
-    Tune itself would count each as a lost worker, and give the trial up after a few.
+    That a checkpoint can be neither kept nor fetched costs epochs only: Tune itself would count each as a lost worker,
+    and give the trial up after a few. A trial on a node that is about to be taken away leaves it at the end of its
+    epoch, with a checkpoint: that costs nothing.
     """
 
+    FETCH_FOR_S = 90.0  # a storage that is away comes back, and to train all again costs more
+
     _checkpoint_failure: str | None = None
+    _kept_epoch = 0  # where the trial would go on after a loss
+    _is_leaving = False
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        super()._begin(config)
+        self._kept_epoch = self._epoch
+        self._is_leaving = node_is_leaving()  # a kept process may be handed its next trial there
+
+    @property
+    def _epoch(self) -> int:
+        return 0 if self._training is None else self._training.epoch
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch; the result also says why the last checkpoint was not kept."""
+        """Train one epoch; the result also says why the last checkpoint was not kept.
+
+        Raises NodeLeavingError where the trial is better off on another node.
+        """
+        if self._is_leaving and self._epoch == self._kept_epoch:
+            raise NodeLeavingError
         result = super().step()
+        self._is_leaving = node_is_leaving()
+        if self._is_leaving and not result.get(DONE):
+            result[SHOULD_CHECKPOINT] = True
         if self._checkpoint_failure is not None:
             result[CHECKPOINT_FAILURE] = self._checkpoint_failure
             self._checkpoint_failure = None
@@ -40,7 +66,9 @@ class CheckpointedTrainable(TrainingTrainable):
         started = time.monotonic()
         try:
             with tempfile.TemporaryDirectory() as folder:
-                return super().save(checkpoint_dir or folder)
+                kept = super().save(checkpoint_dir or folder)
+            self._kept_epoch = self._epoch
+            return kept
         except Exception as error:
             self._checkpoint_failure = " ".join(str(error).split()) or type(error).__name__
             return _TrainingResult(checkpoint=None, metrics=dict(self._last_result or {}))
@@ -52,9 +80,25 @@ class CheckpointedTrainable(TrainingTrainable):
     def restore(self, checkpoint_path: Any) -> None:
         """Go on from a checkpoint after a lost worker; from the start where it cannot be fetched."""
         try:
-            super().restore(checkpoint_path)
+            self._patiently(super().restore, checkpoint_path)
+            self._kept_epoch = self._epoch
         except Exception:
             self._begin(self.config)
+
+    def _fetch(self, checkpoint: str) -> None:
+        self._patiently(super()._fetch, checkpoint)
+
+    def _patiently(self, fetch: Callable[[Any], None], checkpoint: Any) -> None:
+        """Fetch a checkpoint, again and again while its storage is away. Raises OSError where it stays away."""
+        deadline, pause = time.monotonic() + self.FETCH_FOR_S, 0.5
+        while True:
+            try:
+                return fetch(checkpoint)
+            except OSError:
+                if time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, 10.0)
 
 
 class Checkpoints(tune.Callback):
@@ -63,18 +107,32 @@ class Checkpoints(tune.Callback):
     Args:
         folder: path or URI below which Tune keeps the checkpoints.
         note: tells the user one line.
+        lost_workers: is told which trials lose theirs, and which get further.
     """
 
-    def __init__(self, study: "Study", folder: str, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, study: "Study", folder: str, note: Callable[[str], None], lost_workers: LostWorkers | None = None
+    ) -> None:
         self._study = study
         self._folder = folder
         self._note = note
+        self._lost_workers = lost_workers or LostWorkers()
         self._has_noted = False
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._study.trials[trial.config["trial_number"]]
+        self._lost_workers.add(record.number)
+        where = "from its last checkpoint" if trial.latest_checkpoint_result or record.checkpoint else "from the start"
+        self._note(f"trial {record.number} lost its worker after epoch {record.epoch}, and goes on {where}")
 
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
         # Tune gives the path within its file system. Another process needs the URI, with host and endpoint.
         name = checkpoint.path.removeprefix(trial.storage.storage_fs_path).lstrip("/")
-        self._study.note_checkpoint(trial.config["trial_number"], below(self._folder, name))
+        number = trial.config["trial_number"]
+        self._study.note_checkpoint(number, below(self._folder, name))
+        # What Tune counts against its max_failures is what was lost since then.
+        self._lost_workers.forget(number)
+        trial.run_metadata.num_failures = 0
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -13,22 +13,27 @@ import secrets
 import shlex
 import shutil
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tune_adamsrt.arguments import DEFAULT_OUTPUT, without_options
+from tune_adamsrt.command_line import without_options
 from tune_adamsrt.export import check_exportable, merge_entry, parse
 from tune_adamsrt.head_job import EXPORT, JOB_NAME, Request, code_digest, unpack
 from tune_adamsrt.jobs import Job, Jobs, JobStatus, read_token
 from tune_adamsrt.paths import short_path, this_python
-from tune_adamsrt.plan import Plan
 from tune_adamsrt.tracking_uri import mask_secrets
 from tune_adamsrt.tunnel import check_cluster_file, jobs_url, reaching
 
+if TYPE_CHECKING:
+    from tune_adamsrt.plan import Plan  # torch and Ray, which only a search needs
+
 DONE, SEARCH_FAILED, INTERRUPTED = 0, 1, 130
+DEFAULT_OUTPUT = "runs"
 KIND = "tune_adamsrt search"
 POLL_S = 1.0
 GIVE_UP_S = 300.0  # of a head that does not answer while its log is followed
@@ -83,7 +88,7 @@ def place(cluster: str | None, address: str | None, *, export: str | None, outpu
         )
 
 
-def search_elsewhere(arguments: argparse.Namespace, plans: Sequence[Plan], typed: Sequence[str]) -> int:
+def search_elsewhere(arguments: argparse.Namespace, plans: Sequence["Plan"], typed: Sequence[str]) -> int:
     """Submit the search; follow it and bring its results home, unless it is to go on by itself.
 
     Args:
@@ -210,7 +215,7 @@ def exit_code(job: Job) -> int:
     if job.status is JobStatus.SUCCEEDED:
         return DONE
     if job.status is JobStatus.STOPPED:
-        print(f"job {job.name} was stopped; the same command with --resume goes on with its study")
+        print(f"job {job.name} was stopped; the same command with --resume goes on with it")
         return INTERRUPTED
     if job.exit_code is None:
         lines = [line for line in job.message.splitlines() if line.strip()]
@@ -231,7 +236,7 @@ def bring_results(at: Place, job: Job) -> None:
     """
     try:
         places = _bring(at, job)
-    except (ValueError, ConnectionError, OSError) as error:
+    except (ValueError, OSError, tarfile.TarError, EOFError) as error:
         print(f"warning: the results stay on the cluster: {' '.join(str(error).split())}", file=sys.stderr)
         print(f"to fetch them: {at.command('logs', job.name)}", file=sys.stderr)
         return
@@ -262,6 +267,9 @@ def _bring(at: Place, job: Job) -> list[tuple[str, str]]:
             shutil.copytree(report, target, dirs_exist_ok=True)
             pages = sorted(target.glob("*.html"))
             places.append(("report", str(short_path(pages[0] if pages else target))))
+    if places and at.where[:1] == ("--cluster",):
+        ray = shlex.join([str(Path(this_python()).with_name("ray")), "attach", "--port-forward", "5000", at.where[1]])
+        places.append(("MLflow", f"{ray}   then open http://127.0.0.1:5000"))
     return places
 
 
@@ -290,7 +298,7 @@ def print_ways(at: Place, name: str) -> None:
 
 
 def find_job(jobs: Jobs, name: str | None) -> Job:
-    """The job of that name, else the newest search. Raises ValueError."""
+    """The job of that name, else the newest search that runs, else the newest. Raises ValueError."""
     if name is not None:
         if not JOB_NAME.fullmatch(name):
             raise ValueError(f"a job's name must be letters, digits, '_' and '-', got {name!r}; `--list` shows them")
@@ -298,4 +306,4 @@ def find_job(jobs: Jobs, name: str | None) -> Job:
     searches = [job for job in jobs.all() if is_search(job)]
     if not searches:
         raise ValueError("the cluster must have a search that was submitted to it, got none")
-    return searches[-1]
+    return max(searches, key=lambda job: (not job.has_ended, job.started_at))

@@ -58,9 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "pack":
         print(PACK_BEGINS, base64.b64encode(pack(job_folder(rest[0]))).decode(), PACK_ENDS, sep="\n")
         return 0
+    place = newest_place()
+    if place is None:
+        print("error: a search must have begun on the cluster, got none yet; look again in a moment", file=sys.stderr)
+        return 2
     from tune_adamsrt import status
 
-    return status.main([*newest_place(), *rest])
+    return status.main([*place, *rest])
 
 
 def run(request: Request) -> int:
@@ -130,17 +134,17 @@ def job_folder(job: str) -> Path:
     return Path("jobs") / job
 
 
-def newest_place() -> list[str]:
-    """The options that name the storage of the newest submitted search; none where there was no such search."""
+def newest_place() -> list[str] | None:
+    """The options that name the storage of the newest submitted search; None where there was no such search."""
     places = sorted(Path("jobs").glob("*/place.json"), key=lambda path: path.stat().st_mtime)
-    return list(json.loads(places[-1].read_text())) if places else []
+    return list(json.loads(places[-1].read_text())) if places else None
 
 
 def code_digest() -> str:
     """Differs where the code or the shipped settings differ."""
     import adamsrt
     import tune_adamsrt
-    from tune_adamsrt.settings import shipped_folder
+    from tune_adamsrt.settings_file import shipped_folder
 
     digest = hashlib.sha256()
     packages = [Path(module.__file__).parent for module in (adamsrt, tune_adamsrt) if module.__file__]

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 DEFAULT_PORT = 8265
 
 

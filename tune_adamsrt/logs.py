@@ -10,6 +10,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import contextlib
 import datetime
 import os
 import sys
@@ -17,8 +18,8 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tune_adamsrt.arguments import DEFAULT_EXPORT, DEFAULT_OUTPUT
 from tune_adamsrt.cluster_job import (
+    DEFAULT_OUTPUT,
     INTERRUPTED,
     POLL_S,
     STOP_WAIT_S,
@@ -28,7 +29,8 @@ from tune_adamsrt.cluster_job import (
     is_search,
     place,
 )
-from tune_adamsrt.jobs import Job
+from tune_adamsrt.head_job import EXPORT
+from tune_adamsrt.jobs import DEFAULT_PORT, Job
 
 DONE, USER_ERROR = 0, 2
 
@@ -68,7 +70,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Follow the log of a search that was submitted to a cluster, and bring its results here when it "
         "has ended. Ctrl-C leaves; the search goes on.",
     )
-    parser.add_argument("job", nargs="?", metavar="JOB", help="its name (default: the newest search)")
+    parser.add_argument("job", nargs="?", metavar="JOB", help="its name (default: one that runs, else the newest)")
     parser.add_argument("--cluster", metavar="FILE", help="of `ray up`, such as cluster/gpu.yaml")
     parser.add_argument(
         "--address", metavar="URL", help="of the Jobs API, http://HOST:8265 (default: that of the cluster running here)"
@@ -76,7 +78,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the searches of the cluster, and exit")
     what.add_argument("--stop", action="store_true", help="end the search cleanly; --resume can go on with it")
-    parser.add_argument("--export", metavar="FILE", help=f"for the best values (default: {DEFAULT_EXPORT})")
+    parser.add_argument("--export", metavar="FILE", help=f"for the best values (default: {EXPORT})")
     parser.add_argument(
         "--output", default=DEFAULT_OUTPUT, metavar="DIR", help=f"for DIR/report/STUDY (default: {DEFAULT_OUTPUT})"
     )
@@ -85,8 +87,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def running_cluster() -> str:
     """The Jobs API of RAY_ADDRESS, or of the cluster that `ray start` left running on this machine."""
-    from tune_adamsrt.jobs import DEFAULT_PORT
-
     address = os.environ.get("RAY_ADDRESS", "")
     return address if "://" in address else f"http://127.0.0.1:{DEFAULT_PORT}"
 
@@ -111,10 +111,16 @@ def stop(at: Place, job: Job) -> int:
         return DONE
     at.jobs.stop(job.name)
     print(f"job {job.name} is told to stop; what is recorded is kept", flush=True)
-    deadline = time.monotonic() + STOP_WAIT_S + 10
-    while not at.jobs.job(job.name).has_ended and time.monotonic() < deadline:
+    has_ended, deadline = False, time.monotonic() + STOP_WAIT_S + 60
+    while not has_ended and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    print("stopped; the same command with --resume goes on with its study")
+        with contextlib.suppress(ConnectionError):
+            has_ended = at.jobs.job(job.name).has_ended
+    if not has_ended:
+        raise ConnectionError(
+            f"job {job.name} must end within {STOP_WAIT_S} s of the word to stop, got none; ask again"
+        )
+    print("stopped; the same command with --resume goes on with it")
     return DONE
 
 

@@ -60,6 +60,7 @@ class Plan:
     confirm_candidates: int = 0
     keeps_weights: bool = False
     max_total_epochs: int | None = None
+    precision: str = "fp32"
     first_points: tuple[HyperParameters, ...] = ()
     campaign: str | None = None
 
@@ -121,7 +122,7 @@ class Plan:
             "split_seed": setting.split_seed,
             "limit_train_examples": self.limit_train_examples,
             "selection": setting.selection,
-        }
+        } | ({} if self.precision == "fp32" else {"precision": self.precision})  # as in studies older than the option
 
 
 def make_plans(arguments: argparse.Namespace) -> list[Plan]:
@@ -173,6 +174,7 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
                     confirm_seeds=confirm_seeds,
                     confirm_candidates=arguments.confirm_candidates,
                     max_total_epochs=arguments.max_total_epochs,
+                    precision=arguments.precision,
                     first_points=tuple(space.first_points()) if first_points == "published" else (),
                     campaign=campaign,
                 )

@@ -5,6 +5,7 @@ import math
 import os
 import socket
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ray.exceptions import RayError
 
 import adamsrt
 import tune_adamsrt
+from tune_adamsrt.nodes import Cluster, Node, NodeType, look_at_cluster
 
 # Read by Ray when it starts or connects.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -45,6 +47,11 @@ class TrialResources:
 
     def for_tune(self) -> dict[str, float]:
         return {"cpu": self.cpus, "gpu": self.gpus}
+
+    def per_node(self, node: Mapping[str, float]) -> int:
+        """How many trials fit on a node with these resources."""
+        by_cpu = math.floor(node.get("CPU", 0) / self.cpus + 1e-9)
+        return min(by_cpu, math.floor(node.get("GPU", 0) / self.gpus + 1e-9)) if self.gpus else by_cpu
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
@@ -129,42 +136,41 @@ def choose_trial_resources(
 ) -> TrialResources:
     """Choose what a trial asks for: the options, else the setting's defaults, GPUs only where the cluster has any.
 
+    What its autoscaler may yet start counts as well.
+
     Raises:
         ValueError: no node of the cluster could ever hold such a trial.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
+    cluster = look_at_cluster()
     resources = TrialResources(
         cpus=default_cpus if cpus is None else cpus,
-        gpus=(default_gpus if has_gpus else 0.0) if gpus is None else gpus,
+        gpus=(default_gpus if cluster.has("GPU") else 0.0) if gpus is None else gpus,
     )
-    if count_slots(resources) < 1:
-        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+    if cluster.slots(resources.per_node) < 1:
         raise ValueError(
-            f"a trial must fit on one node, got a request for {resources}, "
-            f"while the largest node has {largest.get('CPU', 0):g} CPU and {largest.get('GPU', 0):g} GPU; "
+            f"a trial must fit on one node, got a request for {resources}, while {_largest(cluster)}; "
             "lower --cpus-per-trial or --gpus-per-trial"
         )
     return resources
 
 
+def _largest(cluster: Cluster) -> str:
+    def size(item: Node | NodeType) -> tuple[float, float]:
+        return item.resources.get("GPU", 0), item.resources.get("CPU", 0)
+
+    live = size(max(cluster.nodes, key=size))
+    text = f"the largest node has {live[1]:g} CPU and {live[0]:g} GPU"
+    if types := [node_type for node_type, _ in cluster.more()]:
+        largest = max(types, key=size)
+        text += f", the largest that may come ({largest.name}) {size(largest)[1]:g} CPU and {size(largest)[0]:g} GPU"
+    return text
+
+
 def count_slots(resources: TrialResources) -> int:
-    """How many trials fit on the cluster's nodes side by side."""
-
-    def on_node(node: dict[str, float]) -> int:
-        by_cpu = math.floor(node.get("CPU", 0) / resources.cpus + 1e-9)
-        by_gpu = math.floor(node.get("GPU", 0) / resources.gpus + 1e-9) if resources.gpus else by_cpu
-        return min(by_cpu, by_gpu)
-
-    return sum(on_node(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    """How many trials fit on the cluster side by side, on the nodes that are up and those that may come."""
+    return look_at_cluster().slots(resources.per_node)
 
 
 def describe_cluster() -> str:
     """Describe what the cluster has, for the heading: `1 node, 16 CPU, 1 GPU (H200)`."""
-    total = ray.cluster_resources()
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    kinds = sorted(key.removeprefix("accelerator_type:") for key in total if key.startswith("accelerator_type:"))
-    parts = [f"{nodes} node" + ("s" if nodes != 1 else ""), f"{total.get('CPU', 0):g} CPU"]
-    if total.get("GPU"):
-        parts.append(f"{total['GPU']:g} GPU" + (f" ({', '.join(kinds)})" if kinds else ""))
-    return ", ".join(parts)
+    return look_at_cluster().describe()

@@ -6,6 +6,7 @@ Hyperparameter Tuning", arXiv:1810.05934). In its stopping form a trial that is 
 form it waits, and goes on as soon as it is.
 """
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 
@@ -44,6 +45,7 @@ class Rungs:
         self.epochs = tuple(epochs)
         self.reduction_factor = reduction_factor
         self.values: dict[int, dict[int, float]] = {epoch: {} for epoch in self.epochs}
+        self._best_first: dict[int, list[tuple[float, int]]] = {epoch: [] for epoch in self.epochs}  # (-value, trial)
         self._let_on: set[tuple[int, int]] = set()
 
     def let_on(self, trial: int, epoch: int) -> None:
@@ -52,8 +54,9 @@ class Rungs:
 
     def record(self, trial: int, epoch: int, value: float) -> None:
         """Note a trial's value; other epochs than rungs are ignored, and so is a rung passed before a restart."""
-        if epoch in self.values:
-            self.values[epoch].setdefault(trial, value)
+        if epoch in self.values and trial not in self.values[epoch]:
+            self.values[epoch][trial] = value
+            bisect.insort(self._best_first[epoch], _place(trial, value))
 
     def reason_to_stop(self, trial: int, epoch: int) -> str | None:
         """Say why a trial must stop at this epoch; None where it goes on. Equal values go on together."""
@@ -62,19 +65,16 @@ class Rungs:
             return None
         # Rounded up: rounded down, one alone of up to 2 eta - 1 trials would go on, on the word of a noisy early epoch.
         going_on = math.ceil(len(at_rung) / self.reduction_factor)
-        rank = 1 + sum(value > at_rung[trial] for value in at_rung.values())
-        if rank <= going_on:
-            return None
-        return self._standing(trial, epoch, going_on)
+        return None if self._rank(trial, epoch) <= going_on else self._standing(trial, epoch, going_on)
 
     def is_promoted(self, trial: int, epoch: int) -> bool:
         """Tell whether a trial is among the best 1/eta of a rung; among fewer than eta, none is. Ties go by number."""
-        return trial in self._promoted(epoch) or (trial, epoch) in self._let_on
+        place = _place(trial, self.values[epoch][trial])
+        is_among_best = bisect.bisect_left(self._best_first[epoch], place) < self._promotions(epoch)
+        return is_among_best or (trial, epoch) in self._let_on
 
-    def _promoted(self, epoch: int) -> set[int]:
-        at_rung = self.values[epoch]
-        best_first = sorted(at_rung, key=lambda trial: (-at_rung[trial], trial))
-        return set(best_first[: len(at_rung) // self.reduction_factor])
+    def _promotions(self, epoch: int) -> int:
+        return len(self.values[epoch]) // self.reduction_factor
 
     def next_promotion(self, paused: Mapping[int, int]) -> int | None:
         """Choose the paused trial to go on with: the best at the highest rung; None where none is promoted.
@@ -82,16 +82,27 @@ class Rungs:
         Args:
             paused: trial -> the rung (epoch) where it waits.
         """
-        promoted_at = {epoch: self._promoted(epoch) for epoch in set(paused.values())}
-        promoted = [trial for trial, epoch in paused.items() if trial in promoted_at[epoch]]
-        return max(promoted, key=lambda trial: (paused[trial], self.values[paused[trial]][trial], -trial), default=None)
+        for epoch in sorted(set(paused.values()), reverse=True):
+            for _, trial in self._best_first[epoch][: self._promotions(epoch)]:
+                if paused.get(trial) == epoch:
+                    return trial
+        return None
 
     def reason_left_behind(self, trial: int, epoch: int) -> str:
         """Say why a paused trial was never promoted."""
-        return self._standing(trial, epoch, len(self.values[epoch]) // self.reduction_factor)
+        return self._standing(trial, epoch, self._promotions(epoch))
 
     def _standing(self, trial: int, epoch: int, going_on: int) -> str:
-        at_rung = self.values[epoch]
-        rank = 1 + sum(value > at_rung[trial] for value in at_rung.values())
         rung = 1 + self.epochs.index(epoch)
-        return f"rung {rung} (epoch {epoch}): rank {rank} of {len(at_rung)}, the best {going_on} went on"
+        of = len(self.values[epoch])
+        return f"rung {rung} (epoch {epoch}): rank {self._rank(trial, epoch)} of {of}, the best {going_on} went on"
+
+    def _rank(self, trial: int, epoch: int) -> int:
+        """Give a trial's rank at a rung, 1 for the best; equal values share one."""
+        first_equal = (_place(trial, self.values[epoch][trial])[0], -1)
+        return 1 + bisect.bisect_left(self._best_first[epoch], first_equal)
+
+
+def _place(trial: int, value: float) -> tuple[float, int]:
+    """Sort trials by value, the best first; a value that is not a number comes last."""
+    return (math.inf if math.isnan(value) else -value, trial)

@@ -9,22 +9,24 @@ import uuid
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+import ray
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSystem
 from ray import tune
 
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.checkpoints import CheckpointedTrainable, Checkpoints
+from tune_adamsrt.lost_workers import MAX_LOST_WORKERS, LostWorkers
 from tune_adamsrt.plan import Plan
 from tune_adamsrt.records import TrialState
+from tune_adamsrt.recovery import RecoveringSearcher
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.rungs import Rungs
 from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
-from tune_adamsrt.searcher import StudySearcher
+from tune_adamsrt.slots import WithinSlots
 from tune_adamsrt.study import StorageLostError, Study
 from tune_adamsrt.uris import below
 
-MAX_LOST_WORKERS = 5  # a trial whose worker dies more often than this is given up
 EXIT_AT_ONCE = 130
 # In a URI: user:password@ (a password may hold a slash), a user of S3, or a secret in the query.
 CREDENTIALS = re.compile(
@@ -40,11 +42,13 @@ def run_trials(
     *,
     resources: TrialResources,
     max_concurrent: int,
+    slots: Callable[[], int] | None = None,
     note: Callable[[str], None],
 ) -> str | None:
     """Run until the budget is spent.
 
     Args:
+        slots: how many trials fit now, where max_concurrent follows it; None where it stays.
         note: tells the user one line.
     Returns:
         None where the search came to its end; "interrupted"; or the error that broke it off, in one line. Whatever was
@@ -52,10 +56,16 @@ def run_trials(
     """
     if plan.scheduler == "promotion":
         study.pause_interrupted(plan.rungs)
+    hush_ray()
     with stopped_by_signals(note) as received:
         try:
-            tuner = build_tuner(plan, study, budget, resources=resources, max_concurrent=max_concurrent, note=note)
-            tuner.fit()
+            while True:
+                tuner = build_tuner(
+                    plan, study, budget, resources=resources, max_concurrent=max_concurrent, slots=slots, note=note
+                )
+                tuner.fit()
+                if received or not study.interrupted:
+                    break  # else the last trials lost their workers when Tune had stopped asking for more
         except StorageLostError as error:
             return f"broken off, since the study storage does not take the results: {error}"
         except Exception as error:
@@ -90,18 +100,19 @@ def build_tuner(
     *,
     resources: TrialResources,
     max_concurrent: int,
+    slots: Callable[[], int] | None = None,
     note: Callable[[str], None],
 ) -> tune.Tuner:
     """Build Tune's side of a search. Raises OSError where its storage cannot be written."""
     rungs = Rungs(plan.rungs, reduction_factor=plan.setting.reduction_factor)
+    lost_workers = LostWorkers()
     return tune.Tuner(
         tune.with_resources(CheckpointedTrainable, resources.for_tune()),
         param_space={"protocol": plan.protocol, "place": plan.place(resources)},
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(study, budget, rungs),
+            search_alg=WithinSlots(RecoveringSearcher(study, budget, rungs, lost_workers), max_concurrent, slots),
             scheduler=(Promotion if plan.scheduler == "promotion" else SuccessiveHalving)(study, rungs, budget),
             num_samples=-1,  # the searcher knows when to end
-            max_concurrent_trials=max_concurrent,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"trial-{trial.config['trial_number']:05d}",
             # A trial that goes on must not write into the folder of the checkpoint it starts from.
@@ -112,10 +123,15 @@ def build_tuner(
             storage_path=tune_folder(plan),
             failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
-            callbacks=[Checkpoints(study, tune_folder(plan), note)],
+            callbacks=[Checkpoints(study, tune_folder(plan), note, lost_workers)],
             verbose=0,
         ),
     )
+
+
+def hush_ray() -> None:
+    """Keep pages of Ray's own log of lost nodes and workers off the terminal: `Checkpoints` tells in a line."""
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

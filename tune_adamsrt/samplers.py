@@ -1,5 +1,9 @@
 """Optuna's samplers by name, set up for asking and telling from Ray Tune."""
 
+import bisect
+import dataclasses
+import heapq
+import math
 import warnings
 from collections.abc import Callable, Container, Sequence
 from typing import Any, cast
@@ -17,6 +21,10 @@ from tune_adamsrt.space import SearchSpace
 
 # How often a weight decay that may be zero is zero before anything is known (of the paper's grid 1 in 8 is).
 ZERO_SHARE = 1 / 6
+
+# Of how many trials with a value a model is made, at most, and how many of these are the best ones.
+MOST_SHOWN = 500
+BEST_SHOWN = 100
 
 SAMPLERS: Registry[Callable[[SearchSpace, int], BaseSampler]] = Registry("sampler")
 
@@ -107,21 +115,80 @@ class JointSampler(BaseSampler):
         return point
 
 
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """A trial as the sampler sees it.
+
+    Attributes:
+        reports: how many values it had then; with another number it is looked at anew.
+        rank: as TPE orders trials, the best first; None where there is nothing to learn from it.
+    """
+
+    trial: FrozenTrial | None
+    state: TrialState
+    reports: int
+    rank: tuple[float, ...] | None
+
+
 class _View:
     """A study as a sampler should see it: a trial that still runs, or waits to be promoted, as if stopped where it is.
 
     TPE's constant liar counts all that run among the poor. With early stopping they are the survivors. It speaks for
     trials before their first epoch only. Samplers read trials through `Study._get_trials`; all else is the study's own.
+
+    Of more than MOST_SHOWN trials with a value it shows MOST_SHOWN: the best BEST_SHOWN, and every so-many-th of the
+    others. TPE models at most 25 trials as good, which are the same then. All others only give the density of what was
+    tried, of which some hundreds say as much: its kernels are 1 % of each range wide, whether there are 100 or 10,000.
+    Trials before their first epoch are all shown, of which there are at most as many as workers.
     """
 
     def __init__(self, encode: Callable[[FrozenTrial], FrozenTrial | None]) -> None:
         self._encode = encode
-        self._ended: dict[int, FrozenTrial | None] = {}  # these change no more
+        self._seen: list[_Seen] = []  # by number
+        self._open: list[int] = []  # the others change no more
+        self._ended: list[int] = []  # those with a value, by number
+        self._best_ended: list[tuple[tuple[float, ...], int]] = []  # the best BEST_SHOWN of them
+        self._shown: list[FrozenTrial] = []
         self._study: OptunaStudy
 
     def of(self, study: OptunaStudy) -> OptunaStudy:
+        """Give the study as it is now, until the next call."""
         self._study = study
+        trials = study.get_trials(deepcopy=False)
+        still_open = []
+        for number in [*self._open, *range(len(self._seen), len(trials))]:
+            seen = self._look_at(number, trials[number])
+            if not trials[number].state.is_finished():
+                still_open.append(number)
+            elif seen.rank is not None:
+                bisect.insort(self._ended, number)
+                bisect.insort(self._best_ended, (seen.rank, number))
+                del self._best_ended[BEST_SHOWN:]
+        self._open = still_open
+        self._shown = [trial for number in self._numbers_shown() if (trial := self._seen[number].trial) is not None]
         return cast(OptunaStudy, self)
+
+    def _look_at(self, number: int, trial: FrozenTrial) -> _Seen:
+        known = self._seen[number] if number < len(self._seen) else None
+        as_of = (trial.state, len(trial.intermediate_values))
+        if known is not None and known.trial is not None and (known.state, known.reports) == as_of:
+            return known
+        encoded = self._encode(trial)
+        rank = None if encoded is None or trial.state is TrialState.FAIL else _rank(encoded)
+        seen = _Seen(encoded, *as_of, rank)
+        self._seen[number : number + 1] = [seen]
+        return seen
+
+    def _numbers_shown(self) -> list[int]:
+        ranked = [(rank, number) for number in self._open if (rank := self._seen[number].rank) is not None]
+        with_value = sorted([*self._ended, *(number for _, number in ranked)])
+        if len(with_value) > MOST_SHOWN:
+            best = {number for _, number in heapq.nsmallest(BEST_SHOWN, [*self._best_ended, *ranked])}
+            others = [number for number in with_value if number not in best]
+            every = np.linspace(0, len(others) - 1, MOST_SHOWN - len(best)).round().astype(int)
+            with_value = [*best, *(others[i] for i in every)]
+        before_first_epoch = [number for number in self._open if self._seen[number].rank is None]
+        return sorted([*with_value, *before_first_epoch])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
@@ -129,17 +196,20 @@ class _View:
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        seen = []
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.state.is_finished():
-                if trial.number not in self._ended:
-                    self._ended[trial.number] = self._encode(trial)
-                encoded = self._ended[trial.number]
-            else:
-                encoded = self._encode(trial)
-            if encoded is not None and (states is None or encoded.state in states):
-                seen.append(encoded)
-        return seen
+        return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+def _rank(trial: FrozenTrial) -> tuple[float, ...] | None:
+    """Order trials as TPE does: complete ones by value, then the others by how far they came and their value there."""
+    if trial.state is TrialState.COMPLETE:
+        assert trial.value is not None
+        return (0.0, 0.0, -trial.value)
+    if trial.state is not TrialState.PRUNED:
+        return None
+    if not trial.intermediate_values:
+        return (1.0, 1.0, 0.0)
+    step, value = max(trial.intermediate_values.items())
+    return (1.0, -step, math.inf if math.isnan(value) else -value)
 
 
 def _joint_distribution(allowed: Range) -> BaseDistribution:

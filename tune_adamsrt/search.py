@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import dataclasses
+import functools
 import shlex
 import sys
 import time
@@ -26,11 +27,12 @@ from typing import Any
 from optuna.storages import BaseStorage
 from rich.console import Console
 
-from tune_adamsrt.arguments import parse_arguments, without_options
+from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.campaign import check_campaign, epochs_to_do, goes_on, is_done, with_equal_epochs
 from tune_adamsrt.candidates import describe_failures
 from tune_adamsrt.cluster_job import is_elsewhere, search_elsewhere
+from tune_adamsrt.command_line import without_options
 from tune_adamsrt.confirm import confirm, confirmed_model
 from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
 from tune_adamsrt.head_job import bring_home
@@ -49,6 +51,7 @@ from tune_adamsrt.terminal import TerminalView
 from tune_adamsrt.tracking import Tracking
 from tune_adamsrt.tracking_uri import check_tracking_uri, mask_secrets, resolve_tracking_uri, ui_command
 from tune_adamsrt.undelivered import Undelivered
+from tune_adamsrt.watching import check_cluster, watched
 
 WARM_START_POINTS = 5
 DONE, SEARCH_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -80,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Console().status("starting Ray"):
             connect(arguments.address)
         resources = [trial_resources(plan, arguments) for plan in plans]
+        for per_trial in dict.fromkeys(resources):
+            check_cluster(per_trial, arguments.max_on_demand_cost)
+    except BrokenPipeError:  # whoever reads the plan has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it exits
+        return DONE
     except (ValueError, ConnectionError) as error:
         return refuse(error)
     except KeyboardInterrupt:
@@ -203,7 +211,14 @@ def run_search(
         tracking = Tracking(tracking_uri, on_warning=view.warn, undelivered=undelivered)
         try:
             among = {"position": position, "epochs_after": epochs_after}
-            return search_and_confirm(plan, storage, resources, arguments, view, tracking, undelivered, among)
+            with watched(
+                resources,
+                view.note,
+                on_demand_after_s=arguments.on_demand_after,
+                max_on_demand_cost=arguments.max_on_demand_cost,
+                kept=plan.local_output / f"{plan.campaign or plan.study_name}.on-demand.json",
+            ):
+                return search_and_confirm(plan, storage, resources, arguments, view, tracking, undelivered, among)
         finally:
             tracking.close()
             view.close()
@@ -246,7 +261,13 @@ def search_and_confirm(
         observer.search_started(info)
     started = time.monotonic()
     stopped_by = run_trials(
-        plan, study, budget, resources=resources, max_concurrent=info.max_concurrent, note=view.note
+        plan,
+        study,
+        budget,
+        resources=resources,
+        max_concurrent=info.max_concurrent,
+        slots=None if arguments.max_concurrent else functools.partial(count_slots, resources),
+        note=view.note,
     )
     ended_by = stopped_by or hopeless_reason(study, plan.trials) or budget.reason_not_to_start() or "done"
     with contextlib.suppress(StorageLostError):  # it is what ended the search, or the next word to the study says so

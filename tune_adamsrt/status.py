@@ -23,6 +23,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from tune_adamsrt.command_line import without_options
 from tune_adamsrt.driver import Driver, describe_driver, resume_command
 from tune_adamsrt.progress import Progress
 from tune_adamsrt.standing import Stand, build_progress, load_stand, newest_search, summarize
@@ -40,6 +41,7 @@ from tune_adamsrt.terminal import (
     render_standings,
     render_summary,
 )
+from tune_adamsrt.tunnel import check_cluster_file, run_over_ssh
 
 DEFAULT_OUTPUT = "runs"
 REFRESH_S = 2.0
@@ -49,6 +51,8 @@ DONE, USER_ERROR = 0, 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code: 0, or 2 (a user's mistake)."""
     arguments = parse_arguments(argv)
+    if arguments.cluster is not None:
+        return show_there(arguments, sys.argv[1:] if argv is None else argv)
     folder = Path(DEFAULT_OUTPUT if "://" in arguments.output else arguments.output).expanduser().resolve()
     console = Console(force_interactive=None if sys.stdout.isatty() else False)
     try:
@@ -74,6 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
+def show_there(arguments: argparse.Namespace, typed: Sequence[str]) -> int:
+    """Show the search that runs on a cluster, as this command shows it on the cluster's head. Returns its exit code."""
+    command = ["python", "-m", "tune_adamsrt.head_job", "status", *without_options(typed, "--cluster")]
+    try:
+        file = check_cluster_file(arguments.cluster)
+        in_terminal = bool(arguments.watch and sys.stdout.isatty() and sys.stdin.isatty())
+        return run_over_ssh(file, command, in_terminal=in_terminal)
+    except (ValueError, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return DONE
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}; see --help", file=sys.stderr)
@@ -93,6 +111,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--study-storage", metavar="URL", help="journal file or database (default: OUTPUT/optuna.journal)"
     )
+    parser.add_argument("--cluster", metavar="FILE", help="of `ray up`: show what runs on that cluster, over SSH")
     parser.add_argument("--watch", action="store_true", help=f"refresh every {REFRESH_S:g} s until the search ends")
     return parser.parse_args(argv)
 

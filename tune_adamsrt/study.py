@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
 
-from tune_adamsrt.journal import WholeLines
+from tune_adamsrt.journal import Journal
 from tune_adamsrt.records import EpochReport, HyperParameters, Observer, SearchInfo, TrialRecord, TrialState
 from tune_adamsrt.tracking_uri import mask_secrets
 
@@ -88,7 +88,7 @@ def open_storage(location: str, *, must_exist: bool = False) -> BaseStorage:
             raise StudyError(f"the study storage must exist, got {path}; name it with --output or --study-storage")
         path.parent.mkdir(parents=True, exist_ok=True)
         # Who only reads must not mend: what looks cut off may be a line in the making.
-        return JournalStorage(JournalFileBackend(str(path)) if must_exist else WholeLines(str(path)))
+        return JournalStorage(JournalFileBackend(str(path))) if must_exist else Journal(str(path))
     except (ValueError, KeyError, AssertionError) as error:  # from reading the journal
         if isinstance(error, StudyError):
             raise
@@ -303,17 +303,18 @@ class Study:
         """Start a new trial, or go on with one that an earlier driver left running."""
         if self.interrupted:
             return self.interrupted.popleft()
-        trial = self._optuna.ask()
-        record = TrialRecord(
-            number=trial.number,
-            hyper_parameters=self._space.suggest(trial),
-            seed=trial.user_attrs.get("seed", trial_seed(self._seed, trial.number)),
-            origin=trial.user_attrs.get("origin", f"sampled by {self._sampler_name}"),
-            started_at=time.time(),
-            confirms=trial.user_attrs.get("confirms"),
-        )
-        self._ids[record.number] = trial._trial_id
-        self._note(record, "trial", {name: getattr(record, name) for name in _KEPT_AT_START})
+        with self._in_one_write():
+            trial = self._optuna.ask()
+            record = TrialRecord(
+                number=trial.number,
+                hyper_parameters=self._space.suggest(trial),
+                seed=trial.user_attrs.get("seed", trial_seed(self._seed, trial.number)),
+                origin=trial.user_attrs.get("origin", f"sampled by {self._sampler_name}"),
+                started_at=time.time(),
+                confirms=trial.user_attrs.get("confirms"),
+            )
+            self._ids[record.number] = trial._trial_id
+            self._note(record, "trial", {name: getattr(record, name) for name in _KEPT_AT_START})
         self.trials[record.number] = record
         for observer in self._observers:
             observer.trial_started(record)
@@ -351,9 +352,10 @@ class Study:
             return
         report = dataclasses.replace(report, reported_at=time.time())
         record.epochs.append(report)
-        self._note(record, f"epoch:{report.epoch}", dataclasses.asdict(report))
-        if report.is_finite:
-            self._storage.set_trial_intermediate_value(self._ids[number], report.epoch, report.value)
+        with self._in_one_write():
+            self._note(record, f"epoch:{report.epoch}", vars(report))
+            if report.is_finite:
+                self._storage.set_trial_intermediate_value(self._ids[number], report.epoch, report.value)
         for observer in self._observers:
             observer.epoch_reported(record, report)
 
@@ -385,13 +387,18 @@ class Study:
             return
         self.paused.pop(record.number, None)
         record.state, record.reason, record.ended_at = state, reason, time.time()
-        self._note(record, "end", {name: getattr(record, name) for name in _KEPT_AT_END})
-        del self._ids[record.number]
         optuna_state = next(theirs for theirs, ours in _STATES.items() if ours is state)
         value = record.value if state is TrialState.COMPLETE else None
-        self._optuna.tell(record.number, values=value, state=optuna_state)
+        with self._in_one_write():
+            self._note(record, "end", {name: getattr(record, name) for name in _KEPT_AT_END})
+            self._optuna.tell(record.number, values=value, state=optuna_state)
+        del self._ids[record.number]
         for observer in self._observers:
             observer.trial_ended(record)
+
+    def _in_one_write(self) -> contextlib.AbstractContextManager[None]:
+        """Write what is told in this block at once, where the storage can: each write waits for the disk."""
+        return self._storage.together() if isinstance(self._storage, Journal) else contextlib.nullcontext()
 
     def _note(self, record: TrialRecord, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._ids[record.number], key, value)

@@ -62,8 +62,13 @@ class TrainingTrainable(tune.Trainable):
             return
         if config.get("checkpoint") is not None:
             # A checkpoint that is gone or damaged costs epochs, not the trial.
-            with contextlib.suppress(Exception), tune.Checkpoint(config["checkpoint"]).as_directory() as folder:
-                self.load_checkpoint(folder)
+            with contextlib.suppress(Exception):
+                self._fetch(config["checkpoint"])
+
+    def _fetch(self, checkpoint: str) -> None:
+        """Go on from the checkpoint at a path or URI."""
+        with tune.Checkpoint(checkpoint).as_directory() as folder:
+            self.load_checkpoint(folder)
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""

@@ -1,16 +1,16 @@
-"""How this machine reaches a cluster's head: through an SSH tunnel that `ray` opens, from the file of `ray up`."""
+"""How this machine reaches a cluster's head: by SSH, with what the file of `ray up` says, or by an address."""
 
 import contextlib
 import os
 import re
-import shutil
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -19,8 +19,9 @@ import yaml
 
 from tune_adamsrt.jobs import DEFAULT_PORT
 
-OPEN_TIMEOUT_S = 90.0  # SSH itself gives up sooner, and says why
-NOISE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+OPEN_TIMEOUT_S = 180.0  # SSH itself gives up sooner, and says why
+BEGINS, ENDS = "-----the-head-says-----", "-----the-head-is-done-----"
+COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Tunnel:
@@ -33,22 +34,24 @@ class Tunnel:
         self._port = 0
 
     def reach(self) -> str:
-        """The address of its local end. Raises ConnectionError where no tunnel can be opened."""
+        """The address of its end here. Raises ConnectionError where no tunnel can be opened."""
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._open()
         return f"http://127.0.0.1:{self._port}"
 
     def close(self) -> None:
-        """End the tunnel, with the SSH that `ray` has started."""
+        """End the tunnel, with the SSH that Ray has started."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
             self._process = None
         if self._output is not None:
             self._output.close()
@@ -56,12 +59,18 @@ class Tunnel:
 
     def _open(self) -> None:
         self._port = _free_port()
-        command = ray_command("dashboard", str(self._cluster_file), "-p", str(self._port))
         self._output = tempfile.TemporaryFile()  # noqa: SIM115, closed with the tunnel
         # In a session of its own: Ctrl-C in the terminal is for the search's log, not for the tunnel.
         self._process = subprocess.Popen(
-            [*command, "--remote-port", str(DEFAULT_PORT)],
-            stdin=subprocess.DEVNULL,
+            [
+                sys.executable,
+                "-m",
+                "tune_adamsrt.open_tunnel",
+                str(self._cluster_file),
+                str(self._port),
+                str(DEFAULT_PORT),
+            ],
+            stdin=subprocess.PIPE,  # it ends when this end is closed
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -119,24 +128,57 @@ def jobs_url(address: str) -> str | None:
     return None
 
 
-def ray_command(*arguments: str) -> list[str]:
-    """The ray program of this Python. Raises ValueError where it is missing."""
-    program = Path(sys.executable).parent / "ray"
-    found = str(program) if program.exists() else shutil.which("ray")
-    if found is None:
-        raise ValueError("--cluster needs the program `ray`, got none; pip install 'ray[default,tune]'")
-    return [found, *arguments]
+def run_over_ssh(cluster_file: Path, command: Sequence[str], *, in_terminal: bool) -> int:
+    """Run a command on the head, and show what it prints. Returns its exit code, or 0 in a terminal.
+
+    Args:
+        in_terminal: it gets this terminal, to draw in; else it writes into a pipe.
+    Raises:
+        ConnectionError: the head is not reached by SSH.
+    """
+    if in_terminal:
+        remote = f"{shlex.join(command)} || true"
+    else:  # SSH gives it a terminal in any case (-tt): cat makes a pipe of it
+        remote = f"echo {BEGINS}; {shlex.join(command)} 2>&1 | cat; echo {ENDS} ${{PIPESTATUS[0]}}"
+    # `ray exec`, with nothing on its standard output but what the remote command prints.
+    quiet = "import os, sys; sys.stdout = open(os.devnull, 'w'); from ray.scripts.scripts import main; main()"
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", quiet, "exec", str(cluster_file), remote],
+            stdin=None if in_terminal else subprocess.DEVNULL,
+            stdout=None if in_terminal else subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+        )
+        code = 0 if process.stdout is None else show(process.stdout)
+        if process.wait() != 0 or code is None:
+            errors.seek(0)
+            raise ConnectionError(explain(errors.read().decode(errors="replace"), cluster_file))
+    return code
+
+
+def show(lines: Iterable[str]) -> int | None:
+    """Print what stands between the two marks. Returns the exit code beside the second; None where that is missing."""
+    has_begun, code = False, None
+    for line in lines:
+        line = line.rstrip("\r\n")
+        if has_begun and line.startswith(ENDS):
+            code = int(line.split()[-1])
+        elif has_begun and code is None:
+            print(line, flush=True)
+        has_begun = has_begun or line == BEGINS
+    return code
 
 
 def explain(text: str, cluster_file: Path) -> str:
-    """Why the head could not be reached, from what `ray` said, in one line."""
-    if "not found!" in text and "Head node of cluster" in text:
+    """Why the head could not be reached, from what Ray and SSH said, in one line."""
+    if "Head node of cluster" in text and "not found!" in text:
         return f"the cluster of {cluster_file} must be up, got no head; run `ray up {cluster_file}` first"
-    lines = [" ".join(NOISE.sub("", line).split()) for line in text.splitlines()]
-    telling = [
-        line for line in lines if re.match(r"(ssh: |.*(Error|Exception|denied|refused|timed out|No route)\b)", line)
-    ]
-    reason = (telling or [line for line in lines if line] or ["no answer in time"])[-1]
+    lines = [line for each in text.splitlines() if (line := " ".join(COLORS.sub("", each).split()))]
+    by_ssh = [line for line in lines if re.match(r"ssh: |.*(Permission denied|timed out|refused)", line)]
+    telling = by_ssh or [line for line in lines if re.match(r"\S*(Error|Exception): \S", line)]
+    reason = (telling or lines or ["no answer in time"])[-1]
     return f"the head of {cluster_file} must be reached by SSH, got: {reason[:200]}; `ray up {cluster_file}` starts it"
 
 

@@ -15,8 +15,6 @@ from adamsrt.optimizers.ways import partition
 if TYPE_CHECKING:
     from adamsrt.optimizers.launch import Column
 
-MAX_PACKED = 1 << 16  # elements
-
 
 def adam_step_(
     x: Tensor,
@@ -49,9 +47,6 @@ def adam_block_step_(
     block: Block, *, step: Number, lr: Number, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> None:
     """Take the same step on a block of elements (n, 1), equal to it bit for bit, without temporaries of its size."""
-    if len(block.xs) > 1 and block.num_elements <= MAX_PACKED:
-        _packed_step_(block, step=step, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        return
     beta1, beta2 = betas
     grads = block.decayed_grads(weight_decay)
     for x, grad, m, v, scratch in zip(block.xs, grads, block.ms, block.vs, block.scratch, strict=True):
@@ -63,15 +58,6 @@ def adam_block_step_(
             x.sub_(torch.div(m, denominator, out=scratch).mul_(step_size))
         else:
             x.addcdiv_(m, denominator, value=-step_size)
-
-
-def _packed_step_(block: Block, *, weight_decay: float, **options: Any) -> None:
-    """Take the step on one copy of many small tensors: fewer operations than one by one."""
-    x, grad, m, v = (torch.cat(tensors) for tensors in (block.xs, block.grads(), block.ms, block.vs))
-    if weight_decay != 0:
-        grad.add_(x, alpha=weight_decay)
-    adam_step_(x, grad, m, v, **options)
-    torch._foreach_copy_(block.xs + block.ms + block.vs, block.split(x) + block.split(m) + block.split(v))
 
 
 class AdamLike(GroupedOptimizer):

@@ -186,10 +186,12 @@ class GroupedOptimizer(Optimizer):
         group, step, lr = updates[0].group, _in_float64(updates[0].step), lr_of(updates[0].group)
         take = self.update_elements if updates[0].size == 1 else self.update_block
         for block in self._blocks_of(updates):
+            block.gather()
             take(block, group, step, lr)
+            block.scatter()
 
     def _blocks_of(self, updates: list[Update]) -> list[Block]:
-        """Give the blocks of these updates, kept from step to step, as is the scratch buffer that all of them share."""
+        """Give the blocks of these updates, kept from step to step, as is the scratch buffer that they share."""
         members = tuple(updates)
         if members not in self._blocks:
             rows = [update.rows for update in updates if update.rows is not None]
@@ -199,7 +201,6 @@ class GroupedOptimizer(Optimizer):
             scratch = self._scratch.get((x.device, x.dtype))
             if scratch is None or len(scratch) < size:
                 scratch = self._scratch[x.device, x.dtype] = torch.empty(size, device=x.device, dtype=x.dtype)
-                self._blocks.clear()
             if len(self._blocks) >= MAX_KEPT:  # other parameters have gradients at every step
                 self._blocks.clear()
             self._blocks[members] = blocks_of(rows, limit, scratch)

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from adamsrt.optimizers.rows import Rows
+from adamsrt.optimizers.ways import partition
 
 # Elements per block. Four arrays of this size are in use at a time: weights, gradient, momentum and scratch; in float32
 # 8 MiB on one thread, more on several so that each has enough to do.
 BLOCK, LARGEST_BLOCK, BLOCK_ON_GPU = 1 << 19, 1 << 20, 1 << 24
 # vector_norm adds up in the lanes of one register; above this many elements its rounding would show.
 LONGEST_NORM = 1 << 14
+# Elements of a tensor that is copied together with others, since calling operations on it takes longer than they do.
+SMALL = 1 << 15
+
+Part = tuple[Rows, int, int]  # rows, the first of them, the end
 
 
 class Block:
@@ -25,7 +30,7 @@ class Block:
         counts: the number of rows in each. sizes: d of every row, a number where they agree, otherwise (all rows, 1).
     """
 
-    def __init__(self, parts: list[tuple[Rows, int, int]], scratch: Tensor) -> None:
+    def __init__(self, parts: list[Part], scratch: Tensor) -> None:
         self._parts = parts
         self.xs = [rows.x[first:end] for rows, first, end in parts]
         self.ms = [rows.m[first:end] for rows, first, end in parts]
@@ -35,6 +40,12 @@ class Block:
         pieces = scratch[: self.num_elements].split_with_sizes([x.numel() for x in self.xs])
         self.scratch = [piece.view(x.shape) for piece, x in zip(pieces, self.xs, strict=True)]
         self.sizes = _sizes(self.xs)
+
+    def gather(self) -> None:
+        """Make ready for a step on the gradients that there are now."""
+
+    def scatter(self) -> None:
+        """Bring the results of the step to the parameters and their state."""
 
     def grads(self) -> list[Tensor]:
         """Give the gradients (r, d). They are read only."""
@@ -80,6 +91,48 @@ class Block:
         torch._foreach_addcmul_(self.ms, self.xs, self.split(M / denominator), value=-1)
 
 
+class PackedBlock(Block):
+    """Rows of many small tensors, copied into one matrix for every length of rows: fewer, larger operations."""
+
+    def __init__(self, parts: list[Part], scratch: Tensor) -> None:
+        packs = partition(parts, lambda part: _pack_of(part[0]))
+        self._packed: list[tuple[Rows, Block]] = []
+        packed_parts = []
+        for members in packs.values():
+            if len(members) == 1:
+                packed_parts += members
+                continue
+            tensors = Block(members, scratch)
+            x, v = (torch.cat(each) if each else None for each in (tensors.xs, tensors.vs))
+            assert x is not None
+            packed = Rows(x, torch.empty_like(x), torch.empty_like(x), v)
+            self._packed.append((packed, tensors))
+            packed_parts.append((packed, 0, len(x)))
+        super().__init__(packed_parts, scratch)
+        self._results, self._copies = [], []
+        for packed, tensors in self._packed:
+            self._results += tensors.xs + tensors.ms + tensors.vs
+            for each in (packed.x, packed.m, packed.v):
+                self._copies += [] if each is None else tensors.split(each)
+
+    def gather(self) -> None:
+        for packed, tensors in self._packed:
+            torch.cat(tensors.xs, out=packed.x)
+            torch.cat(tensors.ms, out=packed.m)
+            torch.cat(tensors.grads(), out=packed.grad)
+            if packed.v is not None:
+                torch.cat(tensors.vs, out=packed.v)
+
+    def scatter(self) -> None:
+        if self._results:
+            torch._foreach_copy_(self._results, self._copies)
+
+
+def _pack_of(rows: Rows) -> tuple[int, int]:
+    """Give what the tensors of a matrix share: the length of a row; a tensor that is not small is alone."""
+    return rows.x.shape[1], 0 if rows.x.numel() <= SMALL else id(rows)
+
+
 def _sizes(xs: list[Tensor]) -> Tensor | int:
     sizes = [x.shape[1] for x in xs]
     if len(set(sizes)) == 1:
@@ -117,8 +170,8 @@ def blocks_of(rows: list[Rows], limit: int, scratch: Tensor) -> list[Block]:
                 room -= (end - first) * d
                 first = end
             if first < r:
-                blocks.append(Block(parts, scratch))
+                blocks.append(PackedBlock(parts, scratch))
                 parts, room = [], limit
     if parts:
-        blocks.append(Block(parts, scratch))
+        blocks.append(PackedBlock(parts, scratch))
     return blocks

@@ -207,3 +207,29 @@ def test_the_state_of_adamsrt_is_half_of_adams():
         walk(optimizer, x, steps=1)
         sizes.append(sum(value.nbytes for value in optimizer.state[x].values()))
     assert sizes[0] / sizes[1] == pytest.approx(0.5, abs=0.002)
+
+
+SMALL_TENSORS = ((5, 3, 3, 3), (6, 3, 3, 3), (4, 27), (8, 5), (40, 5), (3, 5))  # two lengths of rows, one large tensor
+
+
+@pytest.mark.parametrize("block", [1 << 20, 150], ids=lambda size: f"blocks of {size}")
+@pytest.mark.parametrize("name", GROUPED)
+def test_tensors_that_are_copied_together_follow_the_reference(name, block, monkeypatch):
+    monkeypatch.setattr(blocks, "LARGEST_BLOCK", block)
+    monkeypatch.setattr(blocks, "SMALL", 199)
+    step, options = REFERENCES[name]
+    shapes = [*SMALL_TENSORS, (7,), (4, 3)]
+    xs = [random_tensor(seed, shape, torch.float32).requires_grad_() for seed, shape in enumerate(shapes)]
+    rows, elements = {"params": xs[:-2], "channel_wise": True}, {"params": xs[-2:]}
+    optimizer = GROUPED[name]([rows, elements], weight_decay=0.05, **options)
+    expected, states = [x.detach().double().numpy().copy() for x in xs], [{} for _ in xs]
+    for k in range(50):
+        for i, x in enumerate(xs):
+            x.grad = random_tensor(100 + k * len(xs) + i, shapes[i], torch.float32)
+            axes = reference.axes_of(x.ndim, None, x.ndim > 1 and i < len(SMALL_TENSORS))
+            grad = x.grad.double().numpy()
+            expected[i], states[i] = step(expected[i], grad, states[i], axes=axes, weight_decay=0.05, **options)
+        optimizer.step()
+    assert all(len(each.xs) < 4 for kept in optimizer._blocks.values() for each in kept)
+    for x, right in zip(xs, expected, strict=True):
+        assert_close(x.detach(), right, TOLERANCES[torch.float32][name])

@@ -14,6 +14,7 @@ from adamsrt import training as training_module
 from adamsrt.dataloaders import DATASETS
 from adamsrt.models import MODELS
 from adamsrt.optimizers import OPTIMIZERS
+from adamsrt.precision import float32_products
 from adamsrt.training import EpochResult, Training, TrainingSpec, evaluate, lr_drop_epochs, norms, train_epoch
 
 HYPER_PARAMETERS = {
@@ -188,7 +189,11 @@ def test_lr_drop_epochs(epochs, drops):
 
 @pytest.mark.parametrize("optimizer", ["adamsrt", "sgdmrt"])
 def test_the_learning_rate_drops_tenfold_in_every_group(optimizer, monkeypatch):
-    monkeypatch.setattr(training_module, "train_epoch", lambda model, optimizer, *rest: optimizer.step() or (0.0, 0.0))
+    def train_one_step(model, optimizer, *rest, step):
+        optimizer.step()
+        return 0.0, 0.0
+
+    monkeypatch.setattr(training_module, "train_epoch", train_one_step)
     monkeypatch.setattr(training_module, "evaluate", lambda *rest, **options: (0.0, 0.0))
     training = Training(digits_spec(optimizer, epochs=405))
     lr = HYPER_PARAMETERS[optimizer]["lr"]
@@ -310,6 +315,7 @@ def test_a_state_is_a_copy_and_holds_plain_values_only():
         {"epochs": 4},
         {"seed": 1},
         {"batch_size": 32},
+        {"precision": "bf16"},
         {"hyper_parameters": {"lr": 2e-3, "betas": (0.9, 0.99)}},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -336,6 +342,7 @@ def test_betas_may_have_become_a_list():
         ({"dataset": "digit"}, "did you mean 'digits'"),
         ({"model": "vgg16"}, "vgg16 needs images of at least 32x32, got 8x8"),
         ({"optimizer": "adamsr"}, "did you mean 'adamsrt'"),
+        ({"precision": "fp16"}, "precision must be one of fp32, tf32, bf16, got 'fp16'"),
         ({"hyper_parameters": {"lr": -1}}, "lr"),
         ({"hyper_parameters": {"momentum": 0.9}}, "momentum"),
     ],
@@ -343,6 +350,118 @@ def test_betas_may_have_become_a_list():
 def test_what_does_not_exist_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Training(digits_spec(**changes))
+
+
+# --- precision and memory format -------------------------------------------------------------------------------------
+
+
+def test_bf16_agrees_with_fp32_within_its_rounding():
+    """One epoch of the whole digits, 90 steps: bfloat16 has 8 bits, so that single steps agree to a percent."""
+    hyper_parameters = {"lr": 5e-3, "betas": (0.9, 0.99), "weight_decay": 1e-4}
+    spec = digits_spec(limit_train_examples=None, batch_size=32, epochs=1, hyper_parameters=hyper_parameters)
+    reference, half = (Training(dataclasses.replace(spec, precision=each)) for each in ("fp32", "bf16"))
+    expected, result = reference.run_epoch(), half.run_epoch()
+    assert result.train_loss == pytest.approx(expected.train_loss, rel=0.05)
+    assert result.train_accuracy == pytest.approx(expected.train_accuracy, abs=0.03)
+    assert expected.valid_accuracy > 0.8 and result.valid_accuracy > 0.8
+    assert result.weight_norm == pytest.approx(expected.weight_norm, rel=0.02)
+    assert result.train_loss != expected.train_loss, "it was computed in bfloat16"
+    assert {each.dtype for each in half.model.parameters()} == {torch.float32}
+    assert {each.dtype for each in all_tensors(half.optimizer.state_dict()).values()} == {torch.float32}
+
+
+def test_validation_is_in_the_precision_of_training():
+    training = Training(digits_spec(precision="bf16"))
+    valid = training._valid
+    expected = evaluate(training.model, valid, precision="bf16", memory_format=torch.channels_last)
+    assert training._evaluate(valid) == expected != evaluate(training.model, valid)
+
+
+def test_a_bf16_run_resumes_bit_for_bit():
+    spec = digits_spec(precision="bf16")
+    whole, interrupted, resumed = Training(spec), Training(spec), Training(spec)
+    interrupted.run_epoch()
+    resumed.load_state_dict(interrupted.state_dict())
+    results = [whole.run_epoch() for _ in range(3)]
+    assert [timeless(resumed.run_epoch()) for _ in range(2)] == [timeless(each) for each in results[1:]]
+    assert_same_tensors(resumed.state_dict(), whole.state_dict())
+
+
+def test_a_diverged_bf16_epoch_is_seen():
+    training = Training(digits_spec(precision="bf16"))
+    with torch.no_grad():
+        training.model.conv_params()[0].fill_(math.inf)
+    assert not training.run_epoch().is_finite
+
+
+def test_tf32_is_fp32_on_a_cpu_and_leaves_the_switches_of_the_process_alone():
+    backends = torch.backends
+    before = backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision, backends.cudnn.allow_tf32
+    fp32, tf32 = Training(digits_spec()), Training(digits_spec(precision="tf32"))
+    assert timeless(fp32.run_epoch()) == timeless(tf32.run_epoch())
+    assert before == (
+        backends.cuda.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision,
+        backends.cudnn.allow_tf32,
+    )
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee"), (None, "")])
+def test_the_switches_of_a_gpu_are_set_and_put_back(precision, expected):
+    backends = torch.backends
+    switches = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [switch.fp32_precision for switch in switches]
+    with pytest.raises(KeyError), float32_products(precision, torch.device("cuda")):
+        inside = [switch.fp32_precision for switch in switches]
+        raise KeyError
+    assert inside == ([expected] * 3 if expected else before)
+    assert [switch.fp32_precision for switch in switches] == before
+    assert backends.cudnn.allow_tf32 in (True, False), "torch takes the switches as one state"
+
+
+def test_a_state_of_a_version_without_precision_goes_on():
+    state = Training(digits_spec()).state_dict()
+    del state["spec"]["precision"]
+    Training(digits_spec()).load_state_dict(state)
+    with pytest.raises(ValueError, match="got precision 'fp32' where 'bf16' is trained"):
+        Training(digits_spec(precision="bf16")).load_state_dict(state)
+
+
+def test_weights_gradients_and_momenta_lie_in_channels_last():
+    training = Training(digits_spec())
+    training.run_epoch()
+    for weight in training.model.conv_params():
+        momentum = training.optimizer.state[weight]["exp_avg"]
+        for each in (weight, weight.grad, momentum):
+            assert each.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_format_changes_the_rounding_only():
+    """An epoch of two steps in both formats."""
+    contiguous, channels_last = (Training(digits_spec(hyper_parameters={"lr": 1e-3})) for _ in range(2))
+    contiguous.model.to(memory_format=torch.contiguous_format)
+    contiguous._step.memory_format = contiguous._memory_format = torch.contiguous_format
+    a, b = contiguous.run_epoch(), channels_last.run_epoch()
+    assert (a.train_loss, a.valid_loss) == pytest.approx((b.train_loss, b.valid_loss), rel=1e-4)
+
+
+def test_a_state_of_a_gpu_does_not_bring_its_way_of_stepping():
+    """With a graph the optimizer is capturable; elsewhere the numbers are the same without."""
+    spec = digits_spec()
+    training, other = Training(spec), Training(spec)
+    training.run_epoch()
+    state = training.state_dict()
+    for group in state["optimizer"]["param_groups"]:
+        group["capturable"] = True
+    other.load_state_dict(state)
+    assert not any(group["capturable"] for group in other.optimizer.param_groups)
+    assert timeless(other.run_epoch()) == timeless(training.run_epoch())
+
+
+def test_a_step_without_a_graph_is_what_a_cpu_takes():
+    with_graph, without = Training(digits_spec(cuda_graph=True)), Training(digits_spec())
+    assert timeless(with_graph.run_epoch()) == timeless(without.run_epoch())
+    without.load_state_dict(with_graph.state_dict())  # it says how to run, not what
 
 
 # --- every optimizer on every model ----------------------------------------------------------------------------------
@@ -384,6 +503,7 @@ def test_the_spec_reaches_the_data(monkeypatch):
     Training(digits_spec(seed=1, split_seed=2, valid_split=0.3, data_root="there", num_workers=0))
     assert seen == {
         "train_batch_size": 64,
+        "test_batch_size": 2048,
         "dataset_root_path": "there",
         "num_workers": 0,
         "seed": 1,

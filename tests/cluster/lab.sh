@@ -36,7 +36,9 @@ boot() { # name, address
       mount -t overlay -o "lowerdir=/$folder,upperdir=/mnt/$folder,workdir=/mnt/$folder.work" overlay "/$folder"
     done
     mount -t tmpfs -o size=1g tmpfs /dev/shm
-    rm -rf /root/.ray /root/.ssh /root/mlflow /root/tune_adamsrt /tmp/ray*
+    rm -rf /root/.ray /root/.ssh /root/mlflow /root/tune_adamsrt /tmp/ray[-_]*
+    mkdir -p /tmp/ray
+    mount -t tmpfs tmpfs /tmp/ray # whoever runs Ray beside the lab writes there
     mkdir -p -m 700 /root/.ssh /run/sshd
     mv /mnt/key /root/.ssh/id_ed25519
     cp /mnt/key.pub /root/.ssh/authorized_keys

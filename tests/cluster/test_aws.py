@@ -57,8 +57,9 @@ def test_workers_offer_what_their_types_have(prepared: Prepared) -> None:
     for name, node in workers.items():
         has = INSTANCE_TYPES[node["node_config"]["InstanceType"]]
         gpus = sum(gpu["Count"] for gpu in has["GpuInfo"]["Gpus"])
-        assert node["resources"] == {"CPU": has["VCpuInfo"]["DefaultVCpus"], "GPU": gpus}, name
-        assert name == f"gpu_{gpus}"
+        on_demand = {"on_demand": 1} if name.endswith("_on_demand") else {}
+        assert node["resources"] == {"CPU": has["VCpuInfo"]["DefaultVCpus"], "GPU": gpus, **on_demand}, name
+        assert name == f"gpu_{gpus}" + ("_on_demand" if on_demand else "")
         assert "x86_64" in has["ProcessorInfo"]["SupportedArchitectures"]
 
 
@@ -188,9 +189,17 @@ def test_the_file_on_the_head_has_no_secret_and_its_own_copies(started: Started)
 
 
 @pytest.mark.parametrize(
-    ("name", "instance_type"), [("gpu_1", "g6.xlarge"), ("gpu_4", "g6.12xlarge"), ("gpu_8", "g6.48xlarge")]
+    ("name", "instance_type", "market"),
+    [
+        ("gpu_1", "g6.xlarge", "spot"),
+        ("gpu_4", "g6.12xlarge", "spot"),
+        ("gpu_8", "g6.48xlarge", "spot"),
+        ("gpu_1_on_demand", "g6.xlarge", None),
+    ],
 )
-def test_workers_are_spot_and_may_use_the_bucket_only(started: Started, name: str, instance_type: str) -> None:
+def test_workers_are_spot_but_for_the_named_and_may_use_the_bucket_only(
+    started: Started, name: str, instance_type: str, market: str | None
+) -> None:
     """What the autoscaler does on the head, from the file it got: Ray's own AWS provider starts a node of this type."""
     runner, _, ec2 = started
     config = json.loads(runner.text["~/ray_bootstrap_config.yaml"])
@@ -200,7 +209,7 @@ def test_workers_are_spot_and_may_use_the_bucket_only(started: Started, name: st
     provider.create_node(node_config, tags, 1)
     (worker,) = instances(ec2, name)
     assert worker["InstanceType"] == instance_type
-    assert worker["InstanceLifecycle"] == "spot"
+    assert worker.get("InstanceLifecycle") == market
     assert profile_of(worker) == "tune-adamsrt-worker"
     assert [group["GroupName"] for group in worker["SecurityGroups"]] == ["tune-adamsrt"]
     assert tags_of(worker)["ray-cluster-name"] == "tune-adamsrt" and tags_of(worker)["project"] == "tune_adamsrt"

@@ -1,11 +1,18 @@
 """cluster/kuberay.yaml: Kubernetes' own schemas, Ray's own reading of a RayCluster, and the rules of this project.
 
-The fields of RayCluster and RayJob are not checked against KubeRay's definitions, which no package brings.
+KubeRay's own definitions (its CRDs) come with no package that is installed here. `KUBERAY` below stands in for them:
+the fields that the file uses and no others, written by hand from the types of KubeRay's API (ray.io/v1, its repository
+under ray-operator/apis, and "KubeRay CRD API reference" of docs.ray.io). So a misspelt or misplaced field and a wrong
+type are found; a field that is not listed is refused until somebody looks it up and adds it; a mistake in reading those
+types is not found. The pods inside are checked against Kubernetes' schemas.
 """
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -14,6 +21,55 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.37"
+
+
+def fields(required: tuple[str, ...] = (), **known: Any) -> dict[str, Any]:
+    """An object with these fields and no others."""
+    return {"type": "object", "properties": known, "required": list(required), "additionalProperties": False}
+
+
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}  # numbers must be quoted
+COUNT = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+POD = fields(("spec",), metadata={"type": "object"}, spec={"type": "object"})
+META = fields(("name",), name={"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63})
+HEAD = fields(
+    ("template",),
+    serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+    rayStartParams=TEXTS,
+    template=POD,
+)
+WORKERS = fields(
+    ("groupName", "minReplicas", "maxReplicas", "template"),
+    groupName={"type": "string"},
+    minReplicas=COUNT,
+    maxReplicas=COUNT,
+    rayStartParams=TEXTS,
+    template=POD,
+)
+CLUSTER = fields(
+    ("headGroupSpec",),
+    rayVersion={"type": "string"},
+    authOptions=fields(mode={"enum": ["disabled", "token"]}),
+    enableInTreeAutoscaling={"type": "boolean"},
+    autoscalerOptions=fields(version={"enum": ["v1", "v2"]}, idleTimeoutSeconds=COUNT),
+    headGroupSpec=HEAD,
+    workerGroupSpecs={"type": "array", "items": WORKERS},
+)
+JOB = fields(
+    clusterSelector=TEXTS,
+    submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+    entrypoint={"type": "string"},
+)
+KUBERAY = {
+    kind: fields(
+        ("apiVersion", "kind", "metadata", "spec"),
+        apiVersion={"const": "ray.io/v1"},
+        kind={"const": kind},
+        metadata=META,
+        spec=spec,
+    )
+    for kind, spec in (("RayCluster", CLUSTER), ("RayJob", JOB))
+}
 
 
 def documents() -> list[dict[str, Any]]:
@@ -34,9 +90,38 @@ def pod_templates() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("item", documents(), ids=lambda item: f"{item['kind']}-{item['metadata']['name']}")
 def test_objects_of_kubernetes_are_valid(item: dict[str, Any]) -> None:
     if item["apiVersion"].startswith("ray.io/"):
-        assert item["apiVersion"] == "ray.io/v1"
+        jsonschema.Draft202012Validator(KUBERAY[item["kind"]]).validate(item)
         return
     kubernetes_validate.validate(item, KUBERNETES, strict=True)
+
+
+def misspell(item: dict[str, Any], old: str, new: str) -> None:
+    item[new] = item.pop(old)
+
+
+MISTAKES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
+    "a misspelt field": ("RayCluster", lambda spec: misspell(spec, "workerGroupSpecs", "workerGroupSpec")),
+    "a field in the wrong place": ("RayCluster", lambda spec: spec.update(idleTimeoutSeconds=300)),
+    "no head": ("RayCluster", lambda spec: spec.pop("headGroupSpec")),
+    "a number among start parameters": (
+        "RayCluster",
+        lambda spec: spec["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+    ),
+    "a text for a count": ("RayCluster", lambda spec: spec["workerGroupSpecs"][0].update(maxReplicas="8")),
+    "an unknown way to authenticate": ("RayCluster", lambda spec: spec["authOptions"].update(mode="Token")),
+    "a misspelt selector": ("RayJob", lambda spec: misspell(spec, "clusterSelector", "clusterSelectors")),
+    "an unknown way to submit": ("RayJob", lambda spec: spec.update(submissionMode="JobMode")),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_the_ray_objects_are_found(mistake: str) -> None:
+    kind, make = MISTAKES[mistake]
+    item = copy.deepcopy(document(kind))
+    jsonschema.validate(item, KUBERAY[kind])
+    make(item["spec"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(item, KUBERAY[kind])
 
 
 @pytest.mark.parametrize("name", pod_templates())

@@ -1,4 +1,4 @@
-"""`ray up` with cluster/on-prem.yaml over real SSH: a search on two workers, of which one is switched off."""
+"""`ray up` with cluster/on-prem.yaml over real SSH, and searches from a laptop: one loses a worker and the laptop."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def lab(tmp_path: Path) -> Iterator[Path]:
 def run(lab: Path) -> Run:
     def run_there(machine: str, command: str, *, timeout_s: float = 300, check: bool = True) -> str:
         """Run a command on a machine, in the shell that a user gets there; gives what it prints."""
-        line = f"export PATH={VENV}/bin:$PATH; touch ~/.bashrc; . ~/.bashrc; {command}"
+        line = f"touch ~/.bashrc; . ~/.bashrc; export PATH={VENV}/bin:$PATH; {command}"
         result = subprocess.run(
             ["bash", ROOT / "tests/cluster/lab.sh", "run", machine, line],
             env={**os.environ, "LAB": str(lab)},
@@ -102,10 +102,14 @@ def wait_for(condition: Callable[[], Any], *, timeout_s: float, what: str) -> No
 ASK = 'curl -s -H "Authorization: Bearer $(cat ~/.ray/auth_token)" http://127.0.0.1:8265'
 
 
-def test_a_worker_is_switched_off_during_a_search(lab: Path, run: Run) -> None:
+def test_searches_from_a_laptop(lab: Path, run: Run) -> None:
     write_cluster_file(lab / "shared/cluster.yaml")
-    run(LAPTOP, "ray get-auth-token --generate >/dev/null")
+    run(LAPTOP, "mkdir ~/work && ray get-auth-token --generate >/dev/null && chmod 600 ~/.ray/auth_token")
     token = run(LAPTOP, "cat ~/.ray/auth_token").strip()
+    too_early = run(LAPTOP, f"cd ~/work && {SEARCH} --study lab; echo exit code $?")
+    assert "run `ray up /mnt/shared/cluster.yaml` first" in too_early and "exit code 2" in too_early
+    assert too_early.count("\n") == 2
+
     up = run(LAPTOP, f"cd {ROOT} && ray up -y --no-config-cache /mnt/shared/cluster.yaml", timeout_s=400)
     assert token not in up
     nodes = f"{ASK}/nodes?view=summary"
@@ -114,61 +118,95 @@ def test_a_worker_is_switched_off_during_a_search(lab: Path, run: Run) -> None:
     assert {run(name, "stat -c %a ~/.ray/auth_token").strip() for name in (HEAD, *WORKERS)} == {"600"}
     only_for_a_tunnel(run)
     refuses_without_token(run)
+    loses_a_worker_and_its_laptop(lab, run)
+    is_stopped(lab, run)
+    assert "nothing" in run(LAPTOP, f"grep -rF {token} ~/work || echo nothing")
+    assert "nothing" in run(HEAD, f"grep -rF {token} ~/mlflow ~/tune_adamsrt/jobs /mnt/shared/runs || echo nothing")
 
+    run(LAPTOP, f"cd {ROOT} && ray down -y /mnt/shared/cluster.yaml")
+    assert "none" in run(HEAD, "pgrep raylet || echo none")
+
+
+def loses_a_worker_and_its_laptop(lab: Path, run: Run) -> None:
+    """A search goes on when the machine that follows it dies; another command there brings the results home."""
     shared = lab / "shared"
     search = subprocess.Popen(
-        ["bash", ROOT / "tests/cluster/lab.sh", "run", HEAD, SEARCH],
-        env={**os.environ, "LAB": str(lab)},
+        ["bash", ROOT / "tests/cluster/lab.sh", "run", LAPTOP, f"cd ~/work; {SEARCH} --study lab --epochs {EPOCHS}"],
+        env={**os.environ, "LAB": str(lab), "PATH": f"{VENV}/bin:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
         wait_for(
-            lambda: search.poll() is not None or trains_on_both(load_trials(shared)),
+            lambda: search.poll() is not None or trains_on_both(load_trials(shared, "lab")),
             timeout_s=240,
             what="two trials under way",
         )
         if search.poll() is not None:
             pytest.fail(f"the search has ended: {search.communicate()[0][-4000:]}")
-        subprocess.run(
-            ["bash", ROOT / "tests/cluster/lab.sh", "power-off", WORKERS[1]],
-            env={**os.environ, "LAB": str(lab)},
-            check=True,
-        )
-        output, _ = search.communicate(timeout=400)
+        run(LAPTOP, "pkill -KILL -f tune_adamsrt[.]search")
+        output, _ = search.communicate(timeout=60)
     finally:
         search.kill()
-    assert search.returncode == 0, output[-4000:]
+    assert "is submitted; it goes on if this terminal closes" in output and "4 trials of at most 8 epochs" in output
+    wait_for(lambda: "none" in run(LAPTOP, TUNNELS), timeout_s=30, what="end of the tunnel")
+    subprocess.run(
+        ["bash", ROOT / "tests/cluster/lab.sh", "power-off", WORKERS[1]],
+        env={**os.environ, "LAB": str(lab)},
+        check=True,
+    )
+    status = run(LAPTOP, "python -m tune_adamsrt.status --cluster /mnt/shared/cluster.yaml")
+    assert re.search(r"study +lab\b", status) and f"runs on {HEAD}" in status
+    again = run(LAPTOP, f"cd ~/work && {SEARCH} --study lab --epochs {EPOCHS}; echo exit code $?")
+    assert "error: study 'lab' must have one driver" in again and "exit code 2" in again
 
-    trials = [trial for trial in load_trials(shared) if trial.state is not TrialState.WAITING]  # first points, untried
+    (name, *_) = [line.split()[0] for line in run(LAPTOP, f"{LOGS} --list").splitlines() if " running " in line]
+    output = run(LAPTOP, f"cd ~/work && {LOGS} {name}; echo exit code $?", timeout_s=400)
+    assert "exit code 0" in output, output[-4000:]
+    trials = [t for t in load_trials(shared, "lab") if t.state is not TrialState.WAITING]  # first points, untried
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * TRIALS
     assert all(sorted(trial.intermediate_values) == list(range(1, EPOCHS + 1)) for trial in trials)
     assert {trial.user_attrs["end"]["host"] for trial in trials} == {WORKERS[0]}  # the other one's trial moved here
+    (shared / "best.py").write_text(run(LAPTOP, "cat ~/work/best_hyper_parameters.py"))
     best = runpy.run_path(str(shared / "best.py"))["BEST_HYPER_PARAMETERS"]
     assert "lr" in best["digits"]["resnet20"]["adamsrt"]
+    assert "<html" in run(LAPTOP, "cat ~/work/runs/report/lab/index.html")
     runs = run(HEAD, "python -c 'import os, sqlite3; print(sqlite3.connect(os.path.expanduser(\"~/mlflow/mlflow.db\"))"
                ".execute(\"select status, count(*) from runs group by status\").fetchall())'")  # fmt: skip
     assert f"[('FINISHED', {TRIALS + 1})]" in runs
-    assert token not in output
 
-    run(LAPTOP, f"cd {ROOT} && ray down -y /mnt/shared/cluster.yaml")
-    assert "none" in run(HEAD, "pgrep raylet || echo none")
+
+def is_stopped(lab: Path, run: Run) -> None:
+    """The word to stop reaches the driver, which ends as at Ctrl-C; the command that it prints is the laptop's."""
+    detached = run(LAPTOP, f"cd ~/work && {SEARCH} --study long --epochs 500 --detach")
+    name = detached.split()[1]
+    wait_for(
+        lambda: any(trial.intermediate_values for trial in load_trials(lab / "shared", "long")),
+        timeout_s=240,
+        what="an epoch",
+    )
+    run(LAPTOP, f"{LOGS} {name} --stop")
+    log = run(LAPTOP, f"cd ~/work && {LOGS} {name}; echo exit code $?")
+    assert "exit code 130" in log and "resnet20-digits/adamsrt: interrupted" in log
+    assert "--study long --cluster /mnt/shared/cluster.yaml" in log
 
 
 SEARCH = (
-    ". ~/.bashrc; cd ~/tune_adamsrt && python -m tune_adamsrt.search --setting resnet20-digits --address auto "
-    f"--trials {TRIALS} --epochs {EPOCHS} --scheduler fifo --cpus-per-trial 1 --gpus-per-trial 0 --study lab "
-    "--confirm-seeds 0 --output /mnt/shared/runs --export /mnt/shared/best.py"
+    "python -m tune_adamsrt.search --cluster /mnt/shared/cluster.yaml --setting resnet20-digits "
+    f"--trials {TRIALS} --scheduler fifo --cpus-per-trial 1 --gpus-per-trial 0 --confirm-seeds 0"
 )
+TUNNELS = "pgrep -f open_tunne[l] || echo none"
+LOGS = "python -m tune_adamsrt.logs --cluster /mnt/shared/cluster.yaml"
 
 
-def load_trials(shared: Path) -> list[FrozenTrial]:
+def load_trials(shared: Path, study: str) -> list[FrozenTrial]:
     journal = shared / "runs/optuna.journal"
     if not journal.exists():
         return []
-    studies = optuna.get_all_study_summaries(storage := JournalStorage(JournalFileBackend(str(journal))))
-    return optuna.load_study(study_name="lab", storage=storage).trials if studies else []
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
+    return optuna.load_study(study_name=study, storage=storage).trials if study in names else []
 
 
 def trains_on_both(trials: list[FrozenTrial]) -> bool:

@@ -1,6 +1,8 @@
 """Successive halving as arithmetic."""
 
+import math
 import random
+import time
 
 import pytest
 
@@ -68,3 +70,49 @@ def test_a_rung_passed_twice_keeps_its_first_value():
     rungs.record(0, 1, 0.7)
     rungs.record(0, 1, 0.1)  # trained again after its worker was lost
     assert rungs.values == {1: {0: 0.7}}
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_ranks_and_promotions_are_those_of_the_definition(factor):
+    generator = random.Random(0)
+    rungs = Rungs([1, 2, 4], reduction_factor=factor)
+    paused = {}
+    for trial in range(120):
+        rung = generator.choice([1, 2, 4])
+        for epoch in [epoch for epoch in (1, 2, 4) if epoch <= rung]:
+            rungs.record(trial, epoch, round(generator.random(), 1))  # many are equal
+        if generator.random() < 0.5:
+            paused[trial] = rung
+        for epoch, values in rungs.values.items():
+            best_first = sorted(values, key=lambda trial: (-values[trial], trial))
+            promoted = best_first[: len(values) // factor]
+            assert [rungs.is_promoted(trial, epoch) for trial in best_first] == [t in promoted for t in best_first]
+            for one in values:
+                rank = 1 + sum(value > values[one] for value in values.values())
+                assert (rungs.reason_to_stop(one, epoch) is None) == (rank <= math.ceil(len(values) / factor))
+                assert f"rank {rank} of {len(values)}," in rungs.reason_left_behind(one, epoch)
+        wait = [trial for trial, epoch in paused.items() if rungs.is_promoted(trial, epoch)]
+        first = max(wait, key=lambda trial: (paused[trial], rungs.values[paused[trial]][trial], -trial), default=None)
+        assert rungs.next_promotion(paused) == first
+        if first is not None and generator.random() < 0.5:
+            del paused[first]
+
+
+def test_a_value_that_is_not_a_number_is_the_worst():
+    rungs = Rungs([1], reduction_factor=2)
+    for trial, value in enumerate((math.nan, 0.1, 0.2, math.nan)):
+        rungs.record(trial, 1, value)
+    assert [rungs.reason_to_stop(trial, 1) is None for trial in range(4)] == [False, True, True, False]
+    assert rungs.is_promoted(1, 1) and not rungs.is_promoted(0, 1)
+
+
+def test_a_decision_takes_no_longer_with_many_trials():
+    rungs = Rungs([1], reduction_factor=2)
+    generator = random.Random(0)
+    for trial in range(20_000):
+        rungs.record(trial, 1, generator.random())
+    started = time.process_time()
+    for trial in range(1000):
+        rungs.reason_to_stop(trial, 1)
+        rungs.is_promoted(trial, 1)
+    assert (time.process_time() - started) / 1000 < 0.0005, "half a millisecond; counting all takes 1 to 2"

@@ -1,14 +1,18 @@
 """How a search ends when it is told to, and what becomes of checkpoints."""
 
 import os
+import pickle
 import signal
 from types import SimpleNamespace
 
 import pytest
 from pyarrow.fs import LocalFileSystem
 from ray.tune import Trainable
+from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from tune_adamsrt.checkpoints import CHECKPOINT_FAILURE, CheckpointedTrainable, Checkpoints
+from tune_adamsrt.draining import NodeLeavingError
+from tune_adamsrt.lost_workers import MAX_LOST_WORKERS, LostWorkers
 from tune_adamsrt.records import TrialRecord, TrialState
 from tune_adamsrt.running import stopped_by_signals
 from tune_adamsrt.trainable import TrainingTrainable
@@ -43,7 +47,10 @@ def tune_trial(folder):
     storage = SimpleNamespace(
         experiment_fs_path=str(folder), storage_fs_path=str(folder), storage_filesystem=LocalFileSystem()
     )
-    return SimpleNamespace(config={"trial_number": 3}, storage=storage)
+    counts = SimpleNamespace(num_failures=2)
+    return SimpleNamespace(
+        config={"trial_number": 3}, storage=storage, run_metadata=counts, latest_checkpoint_result=None
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,14 +87,112 @@ def test_a_checkpoint_that_can_be_neither_kept_nor_fetched_costs_no_trial(monkey
     begun = []
     for name in ("save", "restore"):
         monkeypatch.setattr(Trainable, name, fail)
+    monkeypatch.setattr(CheckpointedTrainable, "FETCH_FOR_S", 0.0)
     monkeypatch.setattr(TrainingTrainable, "step", lambda self: {"epoch": 1})
     monkeypatch.setattr(TrainingTrainable, "_begin", lambda self, config: begun.append(config))
     worker = CheckpointedTrainable.__new__(CheckpointedTrainable)
-    worker._last_result, worker.config = {"epoch": 1}, {"seed": 1}
+    worker._last_result, worker.config, worker._training = {"epoch": 1}, {"seed": 1}, None
     assert worker.save().checkpoint is None
     assert [worker.step(), worker.step()] == [{"epoch": 1, CHECKPOINT_FAILURE: "no space"}, {"epoch": 1}]
     worker.restore("gone")
     assert begun == [{"seed": 1}]
+
+
+def test_a_checkpoint_is_waited_for_while_its_storage_is_away(monkeypatch):
+    answers = [OSError("away"), FileNotFoundError("away"), None]
+    fetched, waited = [], []
+
+    def restore(self, checkpoint):
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        fetched.append(checkpoint)
+
+    monkeypatch.setattr(Trainable, "restore", restore)
+    monkeypatch.setattr("tune_adamsrt.checkpoints.time.sleep", waited.append)
+    worker = CheckpointedTrainable.__new__(CheckpointedTrainable)
+    worker._training = None
+    worker.restore("there")
+    assert (fetched, waited) == (["there"], [0.5, 1.0])
+
+
+def test_a_trial_leaves_a_node_that_is_taken_away_once_its_epoch_is_kept(monkeypatch):
+    leaving = [False]
+    monkeypatch.setattr("tune_adamsrt.checkpoints.node_is_leaving", lambda: leaving[0])
+    monkeypatch.setattr(TrainingTrainable, "_begin", lambda self, config: None)
+    monkeypatch.setattr(Trainable, "save", lambda self, folder: None)
+
+    def step(self):
+        self._training.epoch += 1
+        return {"epoch": self._training.epoch, DONE: self._training.epoch == 4}
+
+    monkeypatch.setattr(TrainingTrainable, "step", step)
+    worker = CheckpointedTrainable.__new__(CheckpointedTrainable)
+    worker._training = SimpleNamespace(epoch=0)
+    worker._begin({})
+    assert SHOULD_CHECKPOINT not in worker.step()
+    leaving[0] = True
+    assert worker.step()[SHOULD_CHECKPOINT]
+    assert worker.step()[SHOULD_CHECKPOINT], "it stays, since nothing was kept"
+    worker.save()
+    with pytest.raises(NodeLeavingError) as error:
+        worker.step()
+    assert error.value.preempted, "Tune counts no failure"
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    fresh = CheckpointedTrainable.__new__(CheckpointedTrainable)
+    fresh._training = SimpleNamespace(epoch=0)
+    fresh._begin({})
+    with pytest.raises(NodeLeavingError):
+        fresh.step()
+
+
+@pytest.mark.parametrize("cost_s", [0.05, 0.6, 4.0, 60.0])
+@pytest.mark.parametrize("epoch_s", [0.2, 7.0, 100.0])
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_checkpoints_take_two_percent_of_the_training_time(epoch_s, cost_s, is_kept, monkeypatch):
+    """And one checkpoint, whose cost nobody knows before; what is trained twice after a loss is bounded by the same."""
+    now, checkpoints, since, longest = 0.0, 0, 0.0, 0.0
+
+    def keep(self, folder):
+        nonlocal now
+        now += cost_s
+        if not is_kept:
+            raise OSError("the storage is away, and says so late")
+
+    monkeypatch.setattr(Trainable, "save", keep)
+    monkeypatch.setattr("tune_adamsrt.checkpoints.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("tune_adamsrt.trainable.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("tune_adamsrt.trainable.Training", lambda spec: SimpleNamespace(epoch=0))
+    monkeypatch.setattr("tune_adamsrt.trainable.training_spec", lambda config: None)
+    worker = CheckpointedTrainable.__new__(CheckpointedTrainable)
+    worker._last_result = {}
+    protocol, place = {"selection": "best"}, {"checkpoint_epochs": ()}
+    worker._begin({"trial_number": 0, "protocol": protocol, "place": place})
+    for epoch in range(1, 5001):
+        now += epoch_s
+        since += epoch_s
+        if worker._is_checkpoint_due(epoch):
+            worker.save()
+            checkpoints, longest, since = checkpoints + 1, max(longest, since), 0.0
+    assert checkpoints >= 1
+    assert (checkpoints - 1) * cost_s <= 0.02 * 5000 * epoch_s
+    assert longest <= max(30.0, 50 * max(cost_s, 0.1)) + epoch_s
+
+
+def test_a_trial_that_gets_further_may_lose_workers_again():
+    lost, notes = LostWorkers(), []
+    study = Study(TrialState.RUNNING)
+    checkpoints = Checkpoints(study, "/runs", notes.append, lost)
+    trial = tune_trial("/runs")
+    for _ in range(3):
+        for _ in range(MAX_LOST_WORKERS):
+            checkpoints.on_trial_recover(0, [], trial)
+        assert lost.may_go_on(3)
+        checkpoints.on_checkpoint(0, [], trial, SimpleNamespace(path="/runs/study/x"))
+        assert trial.run_metadata.num_failures == 0
+    for _ in range(MAX_LOST_WORKERS + 1):
+        checkpoints.on_trial_recover(0, [], trial)
+    assert not lost.may_go_on(3) and lost.may_go_on(4)
+    assert set(notes) == {"trial 3 lost its worker after epoch 0, and goes on from the start"}
 
 
 @pytest.mark.parametrize(("state", "stays"), [(TrialState.COMPLETE, False), (TrialState.PAUSED, True)])

@@ -1,13 +1,17 @@
 """What Optuna's samplers are shown of a space with a conditional weight decay, and of trials that have not ended."""
 
+import itertools
+import random
 import time
 
 import optuna
 import pytest
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.samplers._tpe.sampler import _split_trials
+from optuna.trial import TrialState, create_trial
 
-from tune_adamsrt.samplers import ZERO_SHARE, JointSampler, build_sampler
+from tune_adamsrt import samplers
+from tune_adamsrt.samplers import MOST_SHOWN, ZERO_SHARE, JointSampler, build_sampler
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
 
@@ -102,12 +106,85 @@ def test_another_driver_with_the_same_trials_draws_the_same_point():
 
 def test_ask_stays_cheap_with_many_trials():
     study = study_with(RandomSampler(seed=0))
-    for i in range(2000):
-        trial, _ = ask(study)
-        study.tell(trial, float(i % 7))
+    ask(study)
+    params, distributions = study.trials[0].params, study.trials[0].distributions
+    pruned = [
+        create_trial(
+            state=TrialState.PRUNED, params=params, distributions=distributions, intermediate_values={1: i % 7}
+        )
+        for i in range(4000)
+    ]
+    study.add_trials(pruned)
     study.sampler = build_sampler("tpe", SPACE, seed=0)
     ask(study)  # the trials it has not seen yet
     started = time.process_time()
     for _ in range(10):
         ask(study)
     assert (time.process_time() - started) / 10 < 0.05
+
+
+def add_trials(study, count, *, seed=0):
+    """Trials in every state: some without a value, some with equal values, some that failed."""
+    generator = random.Random(seed)
+    for _ in range(count):
+        trial, _ = ask(study)
+        carry_on(study, trial, generator)
+
+
+def carry_on(study, trial, generator):
+    """Let a running trial report, and mostly end."""
+    last = max(study.get_trials(deepcopy=False)[trial.number].intermediate_values, default=0)
+    for epoch in range(last + 1, last + generator.choice([1, 2, 4, 4, 9])):
+        trial.report(round(generator.random(), 1), epoch)
+    if generator.random() < 0.9:
+        state = generator.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL])
+        study.tell(trial, round(generator.random(), 1) if state is TrialState.COMPLETE else None, state=state)
+
+
+def seen_by(sampler, study, *states):
+    shown = sampler._view.of(study)._get_trials(states=states or None)
+    return [(trial.number, trial.state, trial.value, trial.params, trial.intermediate_values) for trial in shown]
+
+
+def test_a_sampler_that_has_followed_a_study_sees_what_a_new_one_sees(monkeypatch):
+    study = study_with(RandomSampler(seed=0))
+    generator = random.Random(1)
+    for most in (MOST_SHOWN, 60):  # of about 110 with a value
+        monkeypatch.setattr(samplers, "MOST_SHOWN", most)
+        monkeypatch.setattr(samplers, "BEST_SHOWN", 30)
+        follows = build_sampler("tpe", SPACE, seed=0)
+        for _ in range(30):
+            add_trials(study, 2, seed=generator.random())
+            for trial in study.get_trials(states=(TrialState.RUNNING,)):
+                carry_on(study, optuna.trial.Trial(study, trial._trial_id), generator)
+            new = build_sampler("tpe", SPACE, seed=0)
+            assert seen_by(follows, study) == seen_by(new, study) != []
+            assert seen_by(follows, study, TrialState.PRUNED) == seen_by(new, study, TrialState.PRUNED)
+
+
+def test_up_to_500_trials_all_are_seen():
+    study = study_with(RandomSampler(seed=0))
+    add_trials(study, 550)  # a fifth of which has failed
+    sampler = build_sampler("tpe", SPACE, seed=0)
+    shown = sampler._view.of(study)._get_trials()
+    with_something_to_say = [trial for trial in study.trials if trial.state is not TrialState.FAIL]
+    assert len(with_something_to_say) <= MOST_SHOWN
+    assert [trial.number for trial in shown] == [trial.number for trial in with_something_to_say]
+
+
+def test_of_more_trials_those_that_tpe_models_as_good_are_the_same():
+    study = study_with(RandomSampler(seed=0))
+    add_trials(study, 1500)
+    sampler = build_sampler("tpe", SPACE, seed=0)
+    shown = sampler._view.of(study)._get_trials()
+    everything = [seen for trial in study.trials if (seen := sampler._encode(trial)) is not None]
+    everything = [trial for trial in everything if trial.state is not TrialState.FAIL]
+    before_first_epoch = [trial.number for trial in everything if trial.state is TrialState.RUNNING]
+    assert len(shown) == MOST_SHOWN + len(before_first_epoch) < len(everything)
+    assert set(before_first_epoch) <= {trial.number for trial in shown}
+    good, _ = _split_trials(study, everything, 25)  # Optuna's own
+    good_of_shown, others = _split_trials(study, shown, 25)
+    assert [trial.number for trial in good_of_shown] == [trial.number for trial in good]
+    assert max(b.number - a.number for a, b in itertools.pairwise(others)) < 15, (
+        "the others are from all over the study"
+    )

@@ -1,11 +1,13 @@
 """The study: what Optuna is told, what observers hear, what can be read back."""
 
 import math
+import os
 
 import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
+from tune_adamsrt.journal import Journal
 from tune_adamsrt.records import EpochReport, TrialState
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
@@ -364,3 +366,40 @@ def test_every_sampler_gives_points_of_the_space_and_repeats_them_with_its_seed(
     for point in first:
         assert 1e-4 <= point["lr"] <= 3e-2
         assert point["weight_decay"] == 0 or 1e-6 <= point["weight_decay"] <= 5e-3
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """How often something was made to reach the disk."""
+    counted = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (counted.append(file), fsync(file)))
+    return counted
+
+
+def test_what_belongs_together_is_one_write(storage, writes):
+    study = open_study(storage)
+    for what, act, at_most in (
+        ("ask for a published point", lambda: study.ask(), 2),  # one to take it, one for all the rest
+        ("report", lambda: study.report(0, report(1, 0.5)), 1),
+        ("tell", lambda: study.tell_stopped(0, "rung 1"), 1),
+        *[(f"ask for published point {i}", lambda: study.ask(), 2) for i in range(1, 5)],
+        ("ask the sampler", lambda: study.ask(), 2),
+    ):
+        writes.clear()
+        act()
+        assert 0 < len(writes) <= at_most, what
+    assert open_study(storage).trials == study.trials
+    assert [trial.state for trial in optuna_trials(storage)] == [OptunaState.PRUNED, *[OptunaState.RUNNING] * 5]
+
+
+def test_what_was_told_before_an_error_is_on_record(tmp_path):
+    journal = Journal(str(tmp_path / "journal"))
+    study = optuna.create_study(study_name="s", storage=journal)
+    with pytest.raises(ZeroDivisionError), journal.together():
+        trial = study.ask()  # its number must be known here
+        journal.set_trial_user_attr(trial._trial_id, "a", 1)
+        journal.set_trial_user_attr(trial._trial_id, "b", 1 / 0)
+    journal.set_trial_user_attr(trial._trial_id, "c", 3)
+    [again] = optuna.load_study(study_name="s", storage=Journal(str(tmp_path / "journal"))).trials
+    assert (again.number, again.user_attrs) == (0, {"a": 1, "c": 3})

@@ -1,0 +1,197 @@
+"""Time of an epoch relative to the published loop, on one CPU thread.
+
+    .venv/bin/python -m benchmarks.epoch                                # ResNet20 in batches of 128, about 5 minutes
+    .venv/bin/python -m benchmarks.epoch --models resnet18 --rounds 3
+
+The published loop, written for this comparison: the PIL pipeline of `benchmarks.data_loading` (here in the process: a
+worker process would cost more CPU time), a model in torch's default memory format, AdamSRT as its formulas read, one
+tensor and one operation after another, `.item()` on loss and number of correct images after every step, evaluation in
+batches of 512. Ours is what `Training` does. All work on random images of the size of CIFAR-10 and take turns in every
+round. An epoch is 47,500 images to train on and 2,500 to validate, its time computed from that of a few batches of
+each; CPU time of the process, which others on the machine disturb less than the clock. A ratio is that of two arms in
+one round; median [quartiles] over the rounds.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam, Optimizer
+from torch.utils.data import DataLoader
+
+from adamsrt.dataloaders.images import ImageLoader, ImageSet, normalization_table
+from adamsrt.epoch import TrainStep, evaluate, train_epoch
+from adamsrt.models import build_model
+from adamsrt.optimizers import build_optimizer
+from adamsrt.precision import best_memory_format
+from adamsrt.training import evaluation_batch_size
+from benchmarks.data_loading import MEAN, STD, PILImages
+from benchmarks.optimizer_step import MODELS, render_quartiles, render_row
+
+BATCH_SIZE, PUBLISHED_EVALUATION_BATCH_SIZE = 128, 512
+TRAINING_IMAGES, VALIDATION_IMAGES = 47_500, 2_500
+BATCHES_TIMED = 8
+HYPER_PARAMETERS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 1e-4}
+
+# What takes a pass, of training or evaluation.
+Passes = tuple[Callable[[], Any], Callable[[], Any]]
+
+
+class PlainAdamSRT(Optimizer):
+    """arXiv:2006.13382, Algorithm 1, read off the paper; v is kept in the shape of the weights."""
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "channel_wise": False})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for x in group["params"]:
+                state = self.state[x]
+                if not state:
+                    state.update(step=0, m=torch.zeros_like(x), v=torch.zeros_like(x))
+                state["step"] += 1
+                grad = x.grad + group["weight_decay"] * x
+                is_split = group["channel_wise"]
+                dims = tuple(range(1, x.ndim)) if is_split else ()
+                d = x[0].numel() if is_split else 1
+                m = beta1 * state["m"] + (1 - beta1) * grad
+                v = beta2 * state["v"] + (1 - beta2) * inner(grad, grad, dims)
+                m_hat, v_hat = m / (1 - beta1 ** state["step"]), v / (1 - beta2 ** state["step"])
+                new = x - group["lr"] * d**0.5 * m_hat / (v_hat.sqrt() + 1e-8)
+                if is_split:
+                    square = inner(new, new, dims) + 1e-8
+                    v = v * inner(x, x, dims) / square
+                    m = (inner(x, new, dims) * m - inner(m, new, dims) * x) / square
+                x.copy_(new)
+                state["m"], state["v"] = m, v
+
+
+def inner(x: Tensor, y: Tensor, dims: tuple[int, ...]) -> Tensor:
+    product = x * y
+    return product.sum(dims, keepdim=True).expand_as(x) if dims else product
+
+
+def published(name: str, pixels: "np.ndarray[Any, np.dtype[np.uint8]]", *, with_adam: bool) -> Passes:
+    """Give the passes of the published loop."""
+    model = seeded_model(name)
+    groups = [{"params": model.conv_params(), "channel_wise": True}, {"params": model.other_params()}]
+    optimizer = Adam(model.parameters(), **HYPER_PARAMETERS) if with_adam else PlainAdamSRT(groups, **HYPER_PARAMETERS)
+    pictures = PILImages(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
+    batches = DataLoader(pictures, batch_size=BATCH_SIZE, shuffle=True)
+    in_order = DataLoader(pictures, batch_size=PUBLISHED_EVALUATION_BATCH_SIZE)
+
+    def train() -> None:
+        model.train()
+        loss_sum, correct = 0.0, 0.0
+        for images, labels in batches:
+            optimizer.zero_grad()
+            logits = model(images)
+            loss = functional.cross_entropy(logits, labels)
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.item()
+            correct += (logits.argmax(1) == labels).sum().item()
+
+    @torch.no_grad()
+    def validate() -> None:
+        model.eval()
+        for images, labels in in_order:
+            logits = model(images)
+            functional.cross_entropy(logits, labels).item()
+            (logits.argmax(1) == labels).sum().item()
+
+    return train, validate
+
+
+def ours(name: str, image_set: ImageSet, *, precision: str, channels_last: bool = True) -> Passes:
+    """Give the passes that `Training` takes."""
+    model = seeded_model(name)
+    memory_format = best_memory_format("cpu", precision) if channels_last else torch.contiguous_format
+    model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    optimizer = build_optimizer("adamsrt", model, **HYPER_PARAMETERS)
+    table = normalization_table(MEAN, STD)
+    batches = ImageLoader(image_set, table, batch_size=BATCH_SIZE, shuffle=True, padding=4, flip=True)
+    in_order = ImageLoader(image_set, table, batch_size=evaluation_batch_size("cpu", BATCH_SIZE, 32))
+    step = TrainStep(model, optimizer, precision=precision, memory_format=memory_format)
+    return (
+        lambda: train_epoch(model, optimizer, batches, step=step),
+        lambda: evaluate(model, in_order, precision=precision, memory_format=memory_format),
+    )
+
+
+def seeded_model(name: str) -> Any:
+    torch.manual_seed(0)
+    model: nn.Module = build_model(name, num_classes=10, in_channels=3, image_size=32)
+    return model
+
+
+def cpu_seconds_per_image(take: Callable[[], Any], num_images: int) -> float:
+    start_s = time.process_time()
+    take()
+    return (time.process_time() - start_s) / num_images
+
+
+def measure(arms: dict[str, Passes], num_images: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Give the seconds per image of training and evaluation, of every arm in every round, after one round unseen."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    for first in (True, *[False] * rounds):
+        for name, passes in arms.items():
+            train_s, validate_s = (cpu_seconds_per_image(take, num_images) for take in passes)
+            if not first:
+                seconds[name].append((train_s, validate_s))
+    return seconds
+
+
+def render(seconds: dict[str, list[tuple[float, float]]]) -> str:
+    """Render a Markdown table of speeds relative to the first arm."""
+    peer = next(iter(seconds.values()))
+    lines = [
+        render_row(
+            ["loop", "images / s", "training, times as fast", "evaluation, times as fast", "epoch, times as fast"]
+        ),
+        "|---" * 5 + "|",
+    ]
+    for name, values in seconds.items():
+        parts = [[a[part] / b[part] for a, b in zip(peer, values, strict=True)] for part in range(2)]
+        epochs = [epoch_seconds(*a) / epoch_seconds(*b) for a, b in zip(peer, values, strict=True)]
+        rate = TRAINING_IMAGES / statistics.median(epoch_seconds(*each) for each in values)
+        lines.append(render_row([name, f"{rate:,.0f}", *(render_quartiles(each) for each in (*parts, epochs))]))
+    return "\n".join(lines)
+
+
+def epoch_seconds(train_s: float, validate_s: float) -> float:
+    return TRAINING_IMAGES * train_s + VALIDATION_IMAGES * validate_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=("resnet20",))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=BATCHES_TIMED, help="of 128 images, of each pass")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    num_images = arguments.batches * BATCH_SIZE
+    pixels = np.random.default_rng(0).integers(256, size=(num_images, 3, 32, 32), dtype=np.uint8)
+    image_set = ImageSet(torch.from_numpy(pixels), torch.zeros(num_images, dtype=torch.int64))
+    print(f"torch {torch.__version__}, one thread, batches of {BATCH_SIZE}, n = {arguments.rounds} rounds")
+    for model in arguments.models:
+        arms = {
+            "published loop": published(model, pixels, with_adam=False),
+            "published loop, torch's Adam": published(model, pixels, with_adam=True),
+            "adamsrt, contiguous": ours(model, image_set, precision="fp32", channels_last=False),
+            "adamsrt": ours(model, image_set, precision="fp32"),
+            "adamsrt, bf16": ours(model, image_set, precision="bf16"),
+        }
+        print(f"\n{model}\n\n{render(measure(arms, num_images, arguments.rounds))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
