@@ -97,7 +97,7 @@ class Progress:
         if not sum(spent) or speed is None:
             return None
         epochs = max(0, self.info.trials - len(self.trials)) * fmean(spent)
-        if self.is_bound_by_epochs:
+        if self.info.is_bound_by_epochs:
             epochs = min(epochs, max(0, self.info.max_epochs_spent - self.epochs_spent))
         slowest = 0.0
         for trial in self.in_state(TrialState.RUNNING):  # a paused one may never go on
@@ -109,11 +109,6 @@ class Progress:
         seconds = max(epochs / speed, slowest)
         budget_left = self.budget_left(now)
         return seconds if budget_left is None else min(seconds, budget_left)
-
-    @property
-    def is_bound_by_epochs(self) -> bool:
-        """Whether the epochs will be spent before all trials that are allowed have begun."""
-        return self.info.max_epochs_spent < self.info.trials * self.info.epochs
 
     def campaign_seconds_left(self, now: float) -> float | None:
         """An estimate for all that the campaign has still to do, if it goes on at this speed; None where unknown."""

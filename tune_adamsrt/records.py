@@ -137,6 +137,11 @@ class SearchInfo:
     position: str = ""
     epochs_after: int = 0
 
+    @property
+    def is_bound_by_epochs(self) -> bool:
+        """Whether the epochs will be spent before all trials that are allowed have begun."""
+        return self.max_epochs_spent < self.trials * self.epochs
+
 
 @dataclass(frozen=True)
 class Spread:

@@ -140,7 +140,7 @@ def _facts(search: StoredSearch) -> list[tuple[str, str]]:
     versions = [(name, tags.get(f"version.{name}")) for name in ("tune_adamsrt", "torch", "ray", "optuna", "python")]
     facts = [
         ("state", _state(search)),
-        ("trials", _trial_counts(states, asked=info.trials)),
+        ("trials", _trial_counts(states, asked=None if info.is_bound_by_epochs else info.trials)),
         (
             "epochs spent",
             f"{spent} of at most {info.max_epochs_spent}, those of stopped and failed trials included"
@@ -181,11 +181,11 @@ def _state(search: StoredSearch) -> str:
     return f"ended: {search.ended_by}; {started}, the last run took {took}"
 
 
-def _trial_counts(states: dict[TrialState, int], *, asked: int) -> str:
+def _trial_counts(states: dict[TrialState, int], *, asked: int | None) -> str:
     running = states[TrialState.RUNNING] + states[TrialState.PAUSED]
     counted = f"{states[TrialState.COMPLETE]} complete, {states[TrialState.STOPPED]} stopped, "
     counted += f"{states[TrialState.FAILED]} failed" + (f", {running} running" if running else "")
-    return f"{sum(states.values())} of {asked}: {counted}"
+    return f"{sum(states.values())}{'' if asked is None else f' of {asked}'}: {counted}"
 
 
 def _caveats(search: StoredSearch, confirmed: Confirmation | None) -> list[str]:

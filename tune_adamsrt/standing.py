@@ -35,6 +35,7 @@ class Stand:
         """Whether --resume would have something to do."""
         ended = sum(trial.has_ended for trial in self.search.trials)
         is_searched = ended >= max(self.search.info.trials, len(self.search.trials))
+        is_searched = is_searched or self.search.ended_by == "epoch budget"
         return not is_searched or (self.stage is not self.search and not self.stage.test_accuracies)
 
 

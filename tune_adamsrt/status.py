@@ -197,12 +197,12 @@ class StatusView:
 def render_plain(progress: Progress, now: float, driver: Driver) -> list[str]:
     """How a search stands as plain lines, for a file or a pipe."""
     info = progress.info
-    total = max(info.trials, len(progress.trials))
+    of_all = "" if info.is_bound_by_epochs else f" of {max(info.trials, len(progress.trials))}"
     is_confirmation = info.role == "confirmation"
     rows = [
         (
             "runs" if is_confirmation else "trials",
-            f"{len(progress.ended)} of {total}: {', '.join(render_counts(progress).plain.split('   '))}",
+            f"{len(progress.ended)}{of_all}: {', '.join(render_counts(progress).plain.split('   '))}",
         ),
         ("epochs", f"{progress.epochs_spent} of at most {info.max_epochs_spent}"),
         ("means", render_standings(progress)) if is_confirmation else ("best", render_best(progress)),

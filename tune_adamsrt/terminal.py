@@ -51,7 +51,7 @@ def render_heading(progress: Progress) -> str:
         method = "confirming on fresh seeds"
     where = [info.tags[key] for key in ("resources", "device") if info.tags.get(key)]
     unit = _unit(progress)
-    of = "" if progress.is_bound_by_epochs else f" of {info.trials}"
+    of = "" if info.is_bound_by_epochs else f" of {info.trials}"
     before = f"resumed: {progress.ended_before}{of} {unit} ended before" if info.restored else ""
     return "   ".join(one_line(part) for part in (info.name, info.position, method, *where, before) if part)
 
@@ -118,7 +118,7 @@ def render_bars(progress: Progress) -> Table:
     bars.add_column(ratio=1)
     bars.add_column(no_wrap=True)
     most = max(1, info.max_epochs_spent)
-    if progress.is_bound_by_epochs:
+    if info.is_bound_by_epochs:
         bars.add_row(_unit(progress), Text(""), str(ended))
     else:
         bars.add_row(_unit(progress), ProgressBar(total=max(1, total), completed=ended), f"{ended} of {total}")
@@ -204,7 +204,7 @@ def render_position(progress: Progress, now: float) -> str:
     info = progress.info
     best = [] if _is_confirmation(progress) else [f"best {render_best(progress, with_configuration=False)}"]
     ended = str(len(progress.ended))
-    ended += "" if progress.is_bound_by_epochs else f"/{max(info.trials, len(progress.trials))}"
+    ended += "" if info.is_bound_by_epochs else f"/{max(info.trials, len(progress.trials))}"
     parts = [
         f"{ended} {_unit(progress)}",
         f"{progress.epochs_spent}/{info.max_epochs_spent} epochs",
@@ -225,7 +225,7 @@ def render_summary(info: SearchInfo, summary: SearchSummary) -> list[tuple[str, 
     confirmation = summary.confirmation
     others = "stopped and failed trials included"
     others += "" if confirmation is None else f", plus {confirmation.epochs_spent} to confirm"
-    of_all = "" if info.max_epochs_spent < info.trials * info.epochs else f" of {info.trials}"
+    of_all = "" if info.is_bound_by_epochs else f" of {info.trials}"
     rows = [
         (info.name, f"{one_line(summary.ended_by)}, after {format_duration(summary.seconds)}"),
         ("trials", f"{len(summary.trials)}{of_all}: {states}"),
@@ -325,7 +325,7 @@ class TerminalView:
         if not self._console.is_interactive:
             at_most = "" if _is_confirmation(self._progress) else "at most "
             budget = f"{info.trials} {_unit(self._progress)} of {at_most}{info.epochs} epochs"
-            if self._progress.is_bound_by_epochs:
+            if info.is_bound_by_epochs:
                 budget = f"at most {info.max_epochs_spent} epochs in trials of at most {info.epochs}"
             self._print(Text(f"{render_heading(self._progress)}   {budget}"))
             return

@@ -114,6 +114,20 @@ def test_time_left_is_unknown_until_a_trial_has_ended_and_respects_the_time_budg
     assert render_time_left(progress, now) == "about 12 min left"
 
 
+def test_a_campaign_shows_its_place_its_epochs_and_the_time_that_all_of_it_takes() -> None:
+    bound = {"trials": 60, "max_epochs_spent": 40, "position": "search 3 of 7", "epochs_after": 120}
+    trials = [make_trial(0, TrialState.COMPLETE, 10), make_trial(1, TrialState.STOPPED, 4)]
+    progress = make_progress(*trials, **bound)
+    now = add_reports(progress, every_s=2.0, count=14)
+    assert render_heading(progress).startswith("resnet20-digits/adamsrt   search 3 of 7   tpe/asha")
+    # 26 epochs of 2 s are left of this search, though 58 trials more are allowed; then 120 of the others.
+    assert render_time_left(progress, now) == "about 55 s left, all: about 5 min"
+    assert "[2 trials, 14/40 epochs, " in render_trial_line(progress, trials[0], now)
+    lines = shown(progress, now=now)
+    assert any(re.search(r"^trials +2$", line) for line in lines), lines
+    assert render_time_left(make_progress(*trials, **(bound | {"epochs_after": 0})), now) == "time left -"
+
+
 def test_nothing_is_left_when_all_trials_have_ended() -> None:
     progress = make_progress(make_trial(0, TrialState.COMPLETE, 10), trials=1)
     assert render_time_left(progress, 1.0) == "all trials ended"
