@@ -11,6 +11,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
+import ast
 import contextlib
 import dataclasses
 import json
@@ -81,8 +82,30 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="on a CPU; another number gives other last bits (default: torch's)"
     )
+    parser.add_argument(
+        "--hyper-parameters", metavar="FILE", help="another file of that kind (default: best_hyper_parameters.py)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write every epoch and the test there, one JSON object per line")
     return parser
+
+
+def read_hyper_parameters(path: Path) -> Mapping[str, Any]:
+    """Read a file of the best hyper-parameters as data, without executing it; raises ValueError where it is none."""
+    try:
+        assigned = {
+            target.id: statement.value
+            for statement in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets
+            if isinstance(target, ast.Name)
+        }
+        found: Mapping[str, Any] = ast.literal_eval(assigned["BEST_HYPER_PARAMETERS"])
+    except (OSError, SyntaxError, ValueError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"--hyper-parameters must be a file that a search has exported, got {path} ({reason})"
+        ) from None
+    return found
 
 
 def find_hyper_parameters(
@@ -119,7 +142,9 @@ def choose_device(name: str | None) -> str:
 def build_training(arguments: argparse.Namespace) -> Training:
     """Build the training asked for; raises ValueError for whatever the user got wrong, missing data included."""
     dataset, model, optimizer = arguments.dataloader, arguments.model, arguments.optimizer
-    hyper_parameters = find_hyper_parameters(BEST_HYPER_PARAMETERS, dataset, model, optimizer)
+    file = arguments.hyper_parameters
+    best = BEST_HYPER_PARAMETERS if file is None else read_hyper_parameters(Path(file))
+    hyper_parameters = find_hyper_parameters(best, dataset, model, optimizer)
     protocol = PROTOCOLS.get(dataset, Protocol())
     if arguments.threads is not None:
         if arguments.threads < 1:

@@ -108,10 +108,25 @@ def test_a_model_that_does_not_go_with_the_digits_sends_nobody_to_a_search(monke
         (["--dataloader=digits", "--model=resnet20", "--threads=0"], "--threads must be >= 1, got 0"),
         (["--dataloader=digits", "--model=resnet20", "--precision=fp16"], "invalid choice: 'fp16'"),
         (["--dataloader=digits", "--model=resnet20", "--json=no/such/file"], "--json must be a file that can be"),
+        (["--hyper-parameters=no/such/file"], "has exported, got no/such/file (No such file or directory)"),
+        (["--hyper-parameters=pyproject.toml"], "has exported, got pyproject.toml (SyntaxError"),
+        (["--hyper-parameters=training_example.py"], "has exported, got training_example.py (KeyError"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
     assert message in refusal(monkeypatch, capsys, *arguments)
+
+
+def test_another_file_of_hyper_parameters_is_read_and_never_executed(monkeypatch, tmp_path):
+    file = tmp_path / "others.py"
+    file.write_text(
+        'import nothing_like_it\n\nBEST_HYPER_PARAMETERS = {"digits": {"resnet20": {"sgd": {"lr": 0.5}}}}\n'
+    )
+    specs = []
+    monkeypatch.setattr(training_example, "train", lambda training, *others: specs.append(training.spec) or 0)
+    options = ["--dataloader=digits", "--model=resnet20", "--optimizer=sgd", "--device=cpu"]
+    assert training_example.main([*options, f"--hyper-parameters={file}"]) == 0
+    assert specs[0].hyper_parameters == {"lr": 0.5}
 
 
 def test_missing_data_is_one_line(monkeypatch, capsys, tmp_path):
