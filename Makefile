@@ -22,7 +22,7 @@ RESULTS_DATA ?= data
 IN_RESULTS := --output results/runs --export results/best_hyper_parameters.py --tracking-uri sqlite:///results/mlflow.db
 DIGITS := --setting resnet20-digits --optimizer all
 CIFAR10 := --setting resnet20-cifar10 --optimizer adamsrt --optimizer adam --optimizer sgd --data-root $(RESULTS_DATA) \
-    --limit-train-examples 2000 --epochs 10 --max-total-epochs 80 --confirm-candidates 2 --cpus-per-trial 1
+    --limit-train-examples 2000 --epochs 8 --max-total-epochs 64 --confirm-candidates 2 --cpus-per-trial 1
 
 search: setup
 	$(BIN)/python -m tune_adamsrt.search --setting resnet20-digits
