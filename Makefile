@@ -43,7 +43,7 @@ results: setup
 	$(BIN)/python -m tune_adamsrt.search $(DIGITS) $(IN_RESULTS) --campaign resnet20-digits
 	$(BIN)/python -m tune_adamsrt.search $(CIFAR10) $(IN_RESULTS) --campaign resnet20-cifar10-reduced
 	for campaign in resnet20-digits resnet20-cifar10-reduced; do for table in "" --table; do \
-	    $(BIN)/python -m tune_adamsrt.report $$table --campaign $$campaign --output results/runs --out results/$$campaign; \
+	    $(BIN)/python -m tune_adamsrt.report $$table --no-figures --campaign $$campaign --output results/runs --out results/$$campaign; \
 	done; done
 
 bench: setup

@@ -51,14 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         location = str(arguments.study_storage or local_folder(arguments.output) / "optuna.journal")
         storage = open_storage(location, must_exist=True)
         if arguments.table:
-            write_table(arguments.out, storage, choose_studies(storage, arguments), test=Test(arguments.test))
+            write_table(
+                arguments.out,
+                storage,
+                choose_studies(storage, arguments),
+                test=Test(arguments.test),
+                with_figures=not arguments.no_figures,
+            )
             return DONE
         searches = [load_search(storage, name) for name in choose_studies(storage, arguments)]
         confirmations = {name: confirmations_of(storage, name) for name in (s.info.study_name for s in searches)}
         if not any(search.trials for search in searches):
             names = ", ".join(search.info.study_name for search in searches)
             raise StudyError(f"a report needs at least one trial, {names} has none yet; wait for the first")
-        page = write_report(arguments.out, searches, confirmations=confirmations)
+        with_figures = not arguments.no_figures
+        page = write_report(arguments.out, searches, confirmations=confirmations, with_figures=with_figures)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -71,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     print(f"report   {page}")
-    print(f"figures  {page.parent / 'figures'}")
+    if with_figures:
+        print(f"figures  {page.parent / 'figures'}")
     print(f"tables   {page.parent / 'trials.parquet'}, {page.parent / 'epochs.parquet'}")
     return DONE
 
@@ -102,6 +110,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="compare the optimizers on the test set instead: table.html, .md, .tex, .csv and .parquet",
     )
+    parser.add_argument("--no-figures", action="store_true", help="no files of figures; the page has them in any case")
     parser.add_argument(
         "--test",
         choices=[str(test) for test in Test],
@@ -111,13 +120,21 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def write_table(folder: Path, storage: BaseStorage, studies: Sequence[str], *, test: Test = Test.WELCH) -> None:
+def write_table(
+    folder: Path,
+    storage: BaseStorage,
+    studies: Sequence[str],
+    *,
+    test: Test = Test.WELCH,
+    with_figures: bool = True,
+) -> None:
     """Print the comparison of searches and write it into a folder. Raises StudyError, ValueError or OSError."""
     cells, left_out = load_cells(storage, studies)
     comparison = build_comparison(cells, published=load_published(), test=test)
     for line in [*render_text(comparison, width=shutil.get_terminal_size().columns), "", *left_out]:
         print(line)
-    page = write_comparison(folder, comparison, [load_search(storage, cell.study) for cell in cells])
+    searches = [load_search(storage, cell.study) for cell in cells]
+    page = write_comparison(folder, comparison, searches, with_figures=with_figures)
     print(f"table    {short_path(page)}, table.md, .tex, .csv and .parquet beside it")
 
 
@@ -168,11 +185,13 @@ def write_report(
     searches: Sequence[StoredSearch],
     *,
     confirmations: Mapping[str, Sequence[StoredSearch]] = MappingProxyType({}),
+    with_figures: bool = True,
 ) -> Path:
     """Write page, figures and tables into a folder, each file as a whole, the page last.
 
     Args:
         confirmations: of each search, the newest last (see `confirmations_of`), by the name of its study.
+        with_figures: as files as well; the page has them in any case.
     Returns:
         The page's path. Raises OSError.
     """
@@ -189,9 +208,9 @@ def write_report(
         )
         for search in searches
     ]
-    page = render_page(drawn, comparisons, created=datetime.datetime.now(datetime.UTC))
+    page = render_page(drawn, comparisons, created=datetime.datetime.now(datetime.UTC), has_files=with_figures)
     for chart in [*comparisons, *(chart for search in drawn for chart in search.charts)]:
-        if chart.figure is not None:
+        if chart.figure is not None and with_figures:
             for suffix, content in ((".png", render_png(chart.figure)), (".svg", render_svg(chart.figure).encode())):
                 with replaced(folder / f"{figure_path(chart)}{suffix}") as temporary:
                     temporary.write_bytes(content)

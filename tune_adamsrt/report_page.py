@@ -54,12 +54,19 @@ class DrawnSearch:
         return None
 
 
-def render_page(searches: Sequence[DrawnSearch], comparisons: Sequence[Chart], *, created: datetime.datetime) -> str:
+def render_page(
+    searches: Sequence[DrawnSearch],
+    comparisons: Sequence[Chart],
+    *,
+    created: datetime.datetime,
+    has_files: bool = True,
+) -> str:
     """Render the page.
 
     Args:
         comparisons: charts of several searches; shown first.
         created: when, with its time zone.
+        has_files: the figures are beside the page as well.
     """
     names = list(dict.fromkeys(drawn.search.info.setting for drawn in searches))
     template = _TEMPLATES.get_template("report_page.html")
@@ -69,6 +76,7 @@ def render_page(searches: Sequence[DrawnSearch], comparisons: Sequence[Chart], *
             has_several=len(searches) > 1,
             created=_time(created.timestamp()),
             version=adamsrt.__version__,
+            has_files=has_files,
             light=theme_variables(dark=False),
             dark=theme_variables(dark=True),
             page_color=variable(PAGE),

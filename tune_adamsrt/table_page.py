@@ -46,13 +46,18 @@ _TEMPLATES = jinja2.Environment(
 
 
 def render_table_page(
-    comparison: Comparison, charts: Mapping[str, Sequence[Chart]], *, created: datetime.datetime
+    comparison: Comparison,
+    charts: Mapping[str, Sequence[Chart]],
+    *,
+    created: datetime.datetime,
+    has_files: bool = True,
 ) -> str:
     """Render the page.
 
     Args:
         charts: per setting.
         created: when, with its time zone.
+        has_files: the figures are beside the page as well.
     """
     sections = [
         {
@@ -74,6 +79,7 @@ def render_table_page(
     page: str = _TEMPLATES.get_template("table_page.html").render(
         created=created.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=adamsrt.__version__,
+        has_files=has_files,
         light=theme_variables(dark=False),
         dark=theme_variables(dark=True),
         page_color=variable(PAGE),
@@ -88,11 +94,14 @@ def render_table_page(
     return page + "\n"
 
 
-def write_comparison(folder: Path, comparison: Comparison, searches: Sequence[StoredSearch]) -> Path:
+def write_comparison(
+    folder: Path, comparison: Comparison, searches: Sequence[StoredSearch], *, with_figures: bool = True
+) -> Path:
     """Write table.html, its figures, and the table as .md, .tex, .csv and .parquet; each is replaced as a whole.
 
     Args:
         searches: those that the cells come from.
+        with_figures: write these as files as well.
     Returns:
         The page's path. Raises OSError.
     """
@@ -102,7 +111,7 @@ def write_comparison(folder: Path, comparison: Comparison, searches: Sequence[St
     }
     for setting, of_setting in charts.items():
         for chart in of_setting:
-            if chart.figure is not None:
+            if chart.figure is not None and with_figures:
                 for suffix, content in (
                     (".png", render_png(chart.figure)),
                     (".svg", render_svg(chart.figure).encode()),
@@ -114,7 +123,8 @@ def write_comparison(folder: Path, comparison: Comparison, searches: Sequence[St
     with replaced(folder / "table.parquet") as temporary:
         pq.write_table(build_arrow_table(comparison), temporary, compression="zstd")
     page = folder / "table.html"
-    _write_text(page, render_table_page(comparison, charts, created=datetime.datetime.now(datetime.UTC)))
+    created = datetime.datetime.now(datetime.UTC)
+    _write_text(page, render_table_page(comparison, charts, created=created, has_files=with_figures))
     return page
 
 

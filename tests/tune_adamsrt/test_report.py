@@ -72,6 +72,13 @@ def test_it_writes_a_page_figures_and_tables_and_says_where(output, tmp_path, ca
     assert str(out / "index.html") in said.out
 
 
+def test_figures_may_stay_in_the_page_alone(output, tmp_path, capsys):
+    assert main(["--study", "a-newer", "--output", str(output), "--out", str(tmp_path), "--no-figures"]) == 0
+    assert not (tmp_path / "figures").exists() and "\nfigures" not in capsys.readouterr().out
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<figure>") >= 5 and 'href="figures/' not in page
+
+
 @pytest.mark.parametrize(
     ("options", "studies"),
     [
