@@ -181,7 +181,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     files = parser.add_argument_group("where things are kept")
     files.add_argument(
-        "--data-root", default="data", metavar="DIR", help="datasets; a missing one is downloaded (default: data)"
+        "--data-root",
+        default="data",
+        metavar="DIR",
+        help="datasets; a missing one is downloaded, by each node; a shared folder or a bucket (s3://...) on a cluster "
+        "(default: data)",
     )
     files.add_argument(
         "--output",

@@ -18,7 +18,7 @@ from tune_adamsrt.rungs import choose_rungs
 from tune_adamsrt.samplers import SAMPLERS, check_sampler_suits_scheduler, grid_size
 from tune_adamsrt.settings import Setting, load_setting, override
 from tune_adamsrt.space import SearchSpace, build_search_space
-from tune_adamsrt.uris import below
+from tune_adamsrt.uris import below, check_holds_no_credentials
 
 CONFIRM_SEEDS, CONFIRM_SEEDS_OF_A_CAMPAIGN = 3, 5
 STUDY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # it names files and folders as well
@@ -49,7 +49,7 @@ class Plan:
     sampler: str
     scheduler: str
     seed: int
-    data_root: Path
+    data_root: str  # a folder, or the URI of a bucket
     limit_train_examples: int | None
     study_name: str
     output: str
@@ -81,7 +81,7 @@ class Plan:
     def place(self, resources: TrialResources) -> dict[str, Any]:
         """Where trials run, as plain values for the workers; it may differ after a restart."""
         place = {
-            "data_root": str(self.data_root),
+            "data_root": self.data_root,
             "device": resources.device,
             "cpus_per_trial": resources.cpus,
             "num_workers": int(resources.cpus),  # ImageNet's loader only; the other sets are in memory
@@ -164,7 +164,7 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
                     sampler=arguments.sampler,
                     scheduler=arguments.scheduler,
                     seed=arguments.seed,
-                    data_root=Path(arguments.data_root).expanduser().resolve(),
+                    data_root=_data_root(arguments.data_root),
                     limit_train_examples=arguments.limit_train_examples,
                     study_name=arguments.study or search_study_name(setting.name, optimizer, campaign or stamp),
                     output=output,
@@ -190,6 +190,11 @@ def search_study_name(setting: str, optimizer: str, stamp: str) -> str:
 def local_folder(output: str) -> Path:
     """The driver's own folder for an --output: the folder itself, or `runs` where it is a bucket."""
     return Path(DEFAULT_OUTPUT if "://" in output else output).expanduser().resolve()
+
+
+def _data_root(typed: str) -> str:
+    check_holds_no_credentials("--data-root", typed)
+    return typed if "://" in typed else str(Path(typed).expanduser().resolve())
 
 
 def _is_reduced(setting: Setting, arguments: argparse.Namespace) -> bool:

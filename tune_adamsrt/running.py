@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import re
 import signal
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import ray
 from pyarrow import ArrowInvalid
@@ -25,14 +25,9 @@ from tune_adamsrt.rungs import Rungs
 from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.slots import WithinSlots
 from tune_adamsrt.study import StorageLostError, Study
-from tune_adamsrt.uris import below
+from tune_adamsrt.uris import below, check_holds_no_credentials
 
 EXIT_AT_ONCE = 130
-# In a URI: user:password@ (a password may hold a slash), a user of S3, or a secret in the query.
-CREDENTIALS = re.compile(
-    r"^(?:[a-z0-9+.-]+://[^/?@]*:[^?@]*@|s3://[^/?]*@|[^?]*://[^?]*\?.*?\w*(?:key|secret|password|token|sig)\w*=)",
-    re.IGNORECASE,
-)
 
 
 def run_trials(
@@ -131,7 +126,8 @@ def build_tuner(
 
 def hush_ray() -> None:
     """Keep pages of Ray's own log of lost nodes and workers off the terminal: `Checkpoints` tells in a line."""
-    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None  # type: ignore[attr-defined]
+    worker: Any = ray._private.worker
+    worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 
 @contextlib.contextmanager
@@ -161,11 +157,7 @@ def stopped_by_signals(note: Callable[[str], None]) -> Iterator[list[int]]:
 
 def check_output(output: str) -> None:
     """Check that checkpoints can be kept there: a folder, or the URI of a bucket. Raises ValueError."""
-    if CREDENTIALS.search(output):
-        raise ValueError(
-            f"--output must hold no credentials, got {output.partition(':')[0]}://***, which the study would keep; "
-            "leave them to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or to the machines' own role"
-        )
+    check_holds_no_credentials("--output", output)
     try:
         filesystem, folder = FileSystem.from_uri(output)
         filesystem.create_dir(folder, recursive=True)

@@ -3,7 +3,8 @@
 Under the data root a 32x32 dataset is looked for as torchvision's own files (`cifar-10-batches-py/` or its archive,
 `cifar-100-python/` or its archive, `train_32x32.mat` with `test_32x32.mat`), then as Hugging Face style Parquet
 (`cifar10/train*.parquet` with `cifar10/test*.parquet`; a struct column `img` or `image` with the encoded `bytes`, and
-`label` or `fine_label`), then downloaded. It is decoded once per node into a cache file, see `cache.cache_folder`.
+`label` or `fine_label`), then downloaded. The data root may be a bucket (`s3://...`), see `bucket.fetch`. A dataset is
+decoded once per node into a cache file, see `cache.cache_folder`.
 """
 
 from collections.abc import Callable

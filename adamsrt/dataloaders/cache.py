@@ -18,6 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from adamsrt.dataloaders.bucket import fetch, is_uri
 from adamsrt.dataloaders.images import ImageSet
 from adamsrt.dataloaders.loader import DataCorruptError
 from adamsrt.dataloaders.sources import DatasetFiles, Source, TrainAndTest, download_source, find_source
@@ -26,17 +27,24 @@ FORMAT_VERSION = 1
 METADATA_KEY = b"adamsrt"
 
 
-def cache_folder(root: Path) -> Path:
-    """The folder of one data root: $ADAMSRT_CACHE_DIR, else $XDG_CACHE_HOME/adamsrt, else ~/.cache/adamsrt, + hash."""
+def cache_folder(root: Path | str) -> Path:
+    """The folder of one data root: $ADAMSRT_CACHE_DIR, else $XDG_CACHE_HOME/adamsrt, else ~/.cache/adamsrt, + hash.
+
+    Args:
+        root: a folder, or the URI of a bucket.
+    """
     if chosen := os.environ.get("ADAMSRT_CACHE_DIR"):
         base = Path(chosen).expanduser()
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamsrt"
-    return base.absolute() / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+    known_as = str(root) if is_uri(root) else str(Path(root).resolve())
+    return base.absolute() / hashlib.sha256(known_as.encode()).hexdigest()[:12]
 
 
 def load_image_sets(dataset: DatasetFiles, root: str | Path) -> TrainAndTest:
     """Give the (training, test) images: from the cache, else from files under the data root, else by download.
+
+    A data root that is a bucket (`s3://...`) is copied to this node first, see `bucket.fetch`.
 
     The tensors are views of the memory-mapped cache file; do not write to them.
 
@@ -44,6 +52,10 @@ def load_image_sets(dataset: DatasetFiles, root: str | Path) -> TrainAndTest:
         DataNotFoundError: no source worked. DataCorruptError: a file is truncated or wrong; nothing was cached.
         ValueError: the cache folder cannot be written.
     """
+    if is_uri(root):
+        files = cache_folder(root) / "files"
+        fetch(dataset, str(root), files)
+        root = files
     root = Path(root).expanduser().absolute()
     source = find_source(dataset, root)
     path = cache_folder(root) / f"{dataset.name}.arrow"

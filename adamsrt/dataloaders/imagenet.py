@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from adamsrt.dataloaders.bucket import is_uri
 from adamsrt.dataloaders.images import normalization_table, normalize
 from adamsrt.dataloaders.loader import DataCorruptError, DataNotFoundError, Loaders, check_arguments, generator_for
 
@@ -62,6 +63,8 @@ def get_dataloader_imagenet(
 
 def find_files(root: str | Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """List the (file, label) pairs of the training and the validation split; labels follow the sorted folder names."""
+    if is_uri(root):
+        raise DataNotFoundError(f"imagenet must be in a folder that each node sees, got {root}; it is not fetched")
     folders = []
     for part in ("train", "val"):
         folder = Path(root).expanduser().absolute() / "imagenet" / part

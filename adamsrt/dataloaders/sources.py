@@ -62,7 +62,8 @@ class DatasetFiles:
 
     Args:
         image_shape: (C, H, W). label_columns: names of the label in Parquet, the first one present is taken.
-        layout: torchvision's file names, for messages. find_layout: data root -> Source, None where there is none.
+        layout: torchvision's file names, for messages. entries: the same as files and folders under the data root.
+        find_layout: data root -> Source, None where there is none.
     """
 
     name: str
@@ -70,6 +71,7 @@ class DatasetFiles:
     image_shape: tuple[int, int, int]
     label_columns: tuple[str, ...]
     layout: str
+    entries: tuple[str, ...]
     find_layout: Callable[[Path], Source | None]
     downloads: tuple[Download, ...]
 
@@ -148,6 +150,7 @@ def cifar_files(
         (3, 32, 32),
         label_columns,
         f"{dataset_class.base_folder}/ or {dataset_class.filename}",
+        (dataset_class.base_folder, dataset_class.filename),
         partial(_find_cifar, dataset_class),
         (Download(dataset_class.url, dataset_class.filename, dataset_class.tgz_md5),),
     )

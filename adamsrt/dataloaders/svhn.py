@@ -16,6 +16,7 @@ SVHN = DatasetFiles(
     image_shape=(3, 32, 32),
     label_columns=("label",),
     layout="train_32x32.mat with test_32x32.mat",
+    entries=tuple(datasets.SVHN.split_list[split][1] for split in ("train", "test")),
     find_layout=find_svhn,
     downloads=tuple(Download(*datasets.SVHN.split_list[split]) for split in ("train", "test")),
 )

@@ -335,6 +335,8 @@ class TestMistakes:
             ("--setting resnet20-digits --output /proc/nowhere", "--output must be a folder or bucket"),
             ("--setting resnet20-digits --output nothing://x", "--output must be a folder or bucket"),
             ("--setting resnet20-digits --optimizer all --study s", "--study must name the study of one search"),
+            ("--setting resnet20-digits --data-root s3://me:secret@images", "--data-root must hold no credentials"),
+            ("--setting resnet18-svhn --data-root file:///no/such", "svhn was not found: no train_32x32.mat with"),
             ("--setting resnet20-digits --study ../other", "--study must be letters, digits"),
             ("--dry-run", "--setting is needed"),
         ],
