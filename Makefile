@@ -52,6 +52,7 @@ bench: setup
 bench-speed: setup
 	$(BIN)/python -m benchmarks.optimizer_step
 	$(BIN)/python -m benchmarks.data_loading
+	$(BIN)/python -m benchmarks.epoch
 	$(BIN)/python -m benchmarks.tracking_overhead
 
 bench-gpu: setup

@@ -9,6 +9,7 @@ joins); the driver (it is started again with --resume). See README.md for the me
 
 import argparse
 import ast
+import contextlib
 import json
 import os
 import random
@@ -89,7 +90,9 @@ class Chaos:
             driver = self._start_driver()
         elif kind == "node":
             self._nodes.kill(self._nodes.at_random(self._chance))
-            self._nodes.add()
+            with contextlib.suppress(Exception):  # on a busy machine Ray may give up starting one, till the next time
+                while self._nodes.workers < WORKERS:
+                    self._nodes.add()
         else:
             training = self._nodes.trial_processes()
             if not training:

@@ -247,7 +247,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]
         }
         rows.append(row)
         shutil.copyfile(journal, folder / f"{mark}.journal")
-        print(f"{mark} trials after {row['seconds']:.0f} s", flush=True)
+        medians = [f"{kind} {call['cpu_median_ms']:.2f} ms" for kind, call in row["calls"].items()]
+        print(f"{mark} trials after {row['seconds']:.0f} s; CPU, median: {', '.join(medians)}", flush=True)
     if tracking is not None:
         tracking.deliver(0.0)  # what is missing stays missing: the driver was killed
     return rows

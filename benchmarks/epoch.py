@@ -10,6 +10,8 @@ batches of 512. Ours is what `Training` does. All work on random images of the s
 round. An epoch is 47,500 images to train on and 2,500 to validate, its time computed from that of a few batches of
 each; CPU time of the process, which others on the machine disturb less than the clock. A ratio is that of two arms in
 one round; median [quartiles] over the rounds.
+
+At the end, the start of a trial in a process that has trained before: model, optimizer and loaders of the digits.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from adamsrt.epoch import TrainStep, evaluate, train_epoch
 from adamsrt.models import build_model
 from adamsrt.optimizers import build_optimizer
 from adamsrt.precision import best_memory_format
-from adamsrt.training import evaluation_batch_size
+from adamsrt.training import Training, TrainingSpec, evaluation_batch_size
 from benchmarks.data_loading import MEAN, STD, PILImages
 from benchmarks.optimizer_step import MODELS, render_quartiles, render_row
 
@@ -115,7 +117,7 @@ def ours(name: str, image_set: ImageSet, *, precision: str, channels_last: bool 
     """Give the passes that `Training` takes."""
     model = seeded_model(name)
     memory_format = best_memory_format("cpu", precision) if channels_last else torch.contiguous_format
-    model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    model.to(memory_format=memory_format)
     optimizer = build_optimizer("adamsrt", model, **HYPER_PARAMETERS)
     table = normalization_table(MEAN, STD)
     batches = ImageLoader(image_set, table, batch_size=BATCH_SIZE, shuffle=True, padding=4, flip=True)
@@ -148,6 +150,12 @@ def measure(arms: dict[str, Passes], num_images: int, rounds: int) -> dict[str, 
             if not first:
                 seconds[name].append((train_s, validate_s))
     return seconds
+
+
+def trial_starts(name: str, rounds: int) -> list[float]:
+    """Give the CPU milliseconds of every `Training` in this process after the first one."""
+    spec = TrainingSpec("digits", name, "adamsrt", HYPER_PARAMETERS, epochs=1)
+    return [1e3 * cpu_seconds_per_image(lambda: Training(spec), 1) for _ in range(rounds + 1)][1:]
 
 
 def render(seconds: dict[str, list[tuple[float, float]]]) -> str:
@@ -191,6 +199,8 @@ def main() -> None:
             "adamsrt, bf16": ours(model, image_set, precision="bf16"),
         }
         print(f"\n{model}\n\n{render(measure(arms, num_images, arguments.rounds))}", flush=True)
+        if model != "vgg16":  # too deep for the digits
+            print(f"\nA trial starts in {render_quartiles(trial_starts(model, arguments.rounds))} ms.", flush=True)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,10 @@ class Nodes:
         pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
         return sorted(pid for pid in pids if _parent(pid) in raylets and b"Trainable" in _command(pid))
 
+    @property
+    def workers(self) -> int:
+        return len(self._cluster.worker_nodes)
+
     def shut_down(self) -> None:
         ray.shutdown()
         self._cluster.shutdown()

@@ -82,6 +82,16 @@ class ScalingCluster:
         )
         self.address = str(self._cluster.address)
 
+    def add(self, **environment: str) -> str:
+        """Start a node by hand, as `ray start` does, and give its id. From the main thread only."""
+        node = self._cluster.add_node(num_cpus=1, env_vars=environment, **SMALL)
+        return str(node.node_id)
+
     def shut_down(self) -> None:
         ray.shutdown()
         self._cluster.shutdown()
+        import psutil  # type: ignore[import-untyped]  # Ray brings it along, and a path to it
+
+        for process in psutil.process_iter(["cmdline"]):  # of the nodes that the autoscaler has started
+            if f"--gcs-address={self.address}" in (process.info["cmdline"] or []):
+                process.kill()

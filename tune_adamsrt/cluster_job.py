@@ -9,12 +9,11 @@ import argparse
 import contextlib
 import datetime
 import os
+import re
 import secrets
 import shlex
-import shutil
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,10 @@ POLL_S = 1.0
 GIVE_UP_S = 300.0  # of a head that does not answer while its log is followed
 STOP_WAIT_S = 120  # between the word to stop and the end by force: trials end, MLflow gets the rest
 PACK_TIMEOUT_S = 120.0
-LOG_BEGINS = "Running entrypoint for job "  # Ray's line; before it are Ray's own
+# Ray's own lines in a job's log. The second may come after what the command has printed first.
+RAYS_LINE = re.compile(
+    r"^(?:\d{4}-\d\d-\d\d [\d:,]+\tINFO job_manager\.py:\d+ -- |Running entrypoint for job \S+: ).*\n", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -203,11 +205,9 @@ def follow(jobs: Jobs, name: str) -> Job:
 
 
 def searchs_own(log: str, *, has_ended: bool) -> str:
-    """A job's log without what Ray has put before the search's own; all of it where a job ended before that."""
-    _, begins, rest = log.partition(LOG_BEGINS)
-    if not begins:
-        return log if has_ended else ""
-    return rest.partition("\n")[2]
+    """The whole lines of a job's log that are not Ray's; of a job that has ended also a line without an end."""
+    whole = log if has_ended else log[: log.rfind("\n") + 1]
+    return RAYS_LINE.sub("", whole)
 
 
 def exit_code(job: Job) -> int:
@@ -250,23 +250,22 @@ def bring_results(at: Place, job: Job) -> None:
 def _bring(at: Place, job: Job) -> list[tuple[str, str]]:
     places = []
     log = run_quietly(at.jobs, ["python", "-m", "tune_adamsrt.head_job", "pack", job.name], of=job.name)
-    archive = unpack(log)
-    if archive is None:
+    files = unpack(log)
+    if files is None:
         raise ValueError(f"the head must pack the results, got: {(log.strip().splitlines() or ['no word'])[-1][:200]}")
-    with tempfile.TemporaryDirectory() as folder, archive:
-        archive.extractall(folder, filter="data")  # nothing outside of it, no links out, no devices
-        exported = Path(folder) / EXPORT
-        if exported.is_file():
-            for entry in parse(exported.read_text(encoding="utf-8"), source=f"{EXPORT} of {job.name}"):
-                shown = f"{short_path(at.export)}  ['{entry.dataset}']['{entry.model}']['{entry.optimizer}']"
-                if not merge_entry(at.export, entry, may_replace=job.metadata.get("may_replace") == "yes"):
-                    shown = f"not exported: a reduced run does not replace {shown}; --export FILE exports it"
-                places.append(("best values", shown))
-        for report in sorted((Path(folder) / "report").glob("*")):
-            target = at.output / "report" / report.name
-            shutil.copytree(report, target, dirs_exist_ok=True)
-            pages = sorted(target.glob("*.html"))
-            places.append(("report", str(short_path(pages[0] if pages else target))))
+    exported = files.pop(EXPORT, b"").decode()
+    for entry in parse(exported, source=f"{EXPORT} of {job.name}"):
+        shown = f"{short_path(at.export)}  ['{entry.dataset}']['{entry.model}']['{entry.optimizer}']"
+        if not merge_entry(at.export, entry, may_replace=job.metadata.get("may_replace") == "yes"):
+            shown = f"not exported: a reduced run does not replace {shown}; --export FILE exports it"
+        places.append(("best values", shown))
+    for name, content in files.items():
+        if name.startswith("report/"):
+            path = at.output / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            if name.count("/") == 2 and name.endswith(".html"):
+                places.append(("report", str(short_path(path))))
     if places and at.where[:1] == ("--cluster",):
         ray = shlex.join([str(Path(this_python()).with_name("ray")), "attach", "--port-forward", "5000", at.where[1]])
         places.append(("MLflow", f"{ray}   then open http://127.0.0.1:5000"))

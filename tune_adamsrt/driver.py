@@ -89,6 +89,7 @@ def resume_command(search: StoredSearch, options: Sequence[str]) -> str:
         "--trials": info.trials,
         "--epochs": info.epochs,
         "--limit-train-examples": search.protocol.get("limit_train_examples"),
+        "--precision": search.protocol.get("precision"),
         "--sampler": search.sampler,
         "--scheduler": info.tags.get("scheduler"),
         "--seed": search.seed,

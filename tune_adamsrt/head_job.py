@@ -17,7 +17,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 BROUGHT_HOME = "TUNE_ADAMSRT_BROUGHT_HOME"  # the file that lists the folders to bring home
 OUTPUT, DATA_ROOT = "TUNE_ADAMSRT_OUTPUT", "TUNE_ADAMSRT_DATA_ROOT"  # the cluster's own places, set where Ray starts
@@ -119,13 +119,24 @@ def pack(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(log: str) -> tarfile.TarFile | None:
-    """The tar file that `pack` has printed; None where the log holds none."""
+def unpack(log: str) -> dict[str, bytes] | None:
+    """The files that `pack` has printed, by their path; None where the log holds none.
+
+    Raises ValueError or tarfile.TarError for anything but plain files at relative paths that lead nowhere up.
+    """
     _, begins, rest = log.partition(f"{PACK_BEGINS}\n")
     text, ends, _ = rest.partition(f"\n{PACK_ENDS}")
     if not (begins and ends):
         return None
-    return tarfile.open(fileobj=io.BytesIO(base64.b64decode(text)), mode="r:gz")
+    files = {}
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(text)), mode="r:gz") as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+                raise ValueError(f"the results must be plain files below one folder, got {member.name!r}")
+            if (content := tar.extractfile(member)) is not None:
+                files[str(path)] = content.read()
+    return files
 
 
 def job_folder(job: str) -> Path:

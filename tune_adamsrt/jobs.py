@@ -146,7 +146,7 @@ def _job(item: Mapping[str, Any]) -> Job:
     )
 
 
-def _refusal(code: int, text: str, *, has_token: bool) -> ValueError:
+def _refusal(code: int, text: str, *, has_token: bool) -> ValueError | ConnectionError:
     if code == 401 or (code == 403 and not has_token):
         return ValueError(
             "the cluster asks for a token, got none; copy its ~/.ray/auth_token to this machine (chmod 600)"
@@ -155,7 +155,8 @@ def _refusal(code: int, text: str, *, has_token: bool) -> ValueError:
         return ValueError("the cluster must know the token in ~/.ray/auth_token, got another; copy the cluster's here")
     if code == 404:
         return UnknownJobError(f"the cluster must know the job, got: {_first_line(text)}; `--list` shows its jobs")
-    return ValueError(f"the cluster must take the request, got status {code}: {_first_line(text)}")
+    kind = ConnectionError if code >= 500 else ValueError  # a head that has much to do answers so for a while
+    return kind(f"the cluster must take the request, got status {code}: {_first_line(text)}")
 
 
 def _first_line(text: str) -> str:

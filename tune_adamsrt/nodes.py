@@ -68,16 +68,12 @@ class Cluster:
     types: tuple[NodeType, ...] = ()
     max_workers: int = 0
 
-    @property
-    def scales(self) -> bool:
-        return any(node_type.max_nodes for node_type in self.types)
-
     def more(self) -> Iterator[tuple[NodeType, int]]:
         """How many nodes may come of each type that is started for trials, the smallest first, as Ray chooses."""
         room = self.max_workers - sum(not node.is_head for node in self.nodes)
         for node_type in sorted(self.types, key=_size):
             count = min(room, node_type.max_nodes - sum(_is_of(node, node_type) for node in self.nodes))
-            if count > 0 and not node_type.is_on_demand:
+            if count > 0 and node_type.resources.get("CPU") and not node_type.is_on_demand:
                 yield node_type, count
 
     @property
@@ -183,7 +179,6 @@ def types_of(config: Mapping[str, Any]) -> tuple[NodeType, ...]:
             labels=kind.get("labels", {}),
         )
         for name, kind in config["available_node_types"].items()
-        if name != config.get("head_node_type")
     )
 
 

@@ -108,6 +108,7 @@ def rerun_command(plan: Plan, seed: int, *, threads: int) -> list[str]:
         "valid-split": protocol["valid_split"],
         "split-seed": protocol["split_seed"],
         "limit-train-examples": protocol["limit_train_examples"],
+        "precision": protocol.get("precision"),
         "seed": seed,
         "threads": threads,
     }

@@ -50,7 +50,7 @@ def check_versions(nodes: Iterable[Node], *, timeout_s: float = ANSWER_TIMEOUT_S
 def ask(nodes: Iterable[Node]) -> Asked:
     """Start asking these nodes; none waits for another."""
     # Bound to its node: one that is lost meanwhile, or is busy, must not move the question elsewhere.
-    task = ray.remote(installed).options(num_cpus=0, max_retries=0)
+    task = ray.remote(num_cpus=0, max_retries=0)(installed)
     return [
         (node, task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote())
         for node in nodes

@@ -158,8 +158,8 @@ class OnDemand:
         self._money.charge(nodes, time.monotonic(), None)
         if self._request is not None:
             self._ask(0)
-        for node_id in nodes:
-            end_node(node_id)
+            for node_id in nodes:
+                end_node(node_id)
         self._money.charge({}, time.monotonic(), None)
         if self._money.usd:
             self._note(f"on-demand nodes have cost about {self._money.shown} of at most ${self._rule.max_usd:g}")

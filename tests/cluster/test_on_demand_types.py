@@ -57,7 +57,8 @@ def test_a_request_starts_it_within_the_ceilings(prepared: Prepared, name: str) 
     config = prepared(name)
     trial = {"CPU": 2, "GPU": 1}
     assert launched(config, 20, trial, on_demand=1) == {"gpu_1_on_demand": 1, "gpu_1": config["max_workers"] - 1}
-    assert launched(config, 0, trial, on_demand=9) == {"gpu_1_on_demand": 2}
+    assert launched(config, 0, trial, on_demand=2) == {"gpu_1_on_demand": 2}
+    assert launched(config, 0, trial, on_demand=3) == {}  # all or none: never ask for more than there can be
 
 
 @pytest.mark.parametrize("name", CLOUDS)

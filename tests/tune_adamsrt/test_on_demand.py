@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from tune_adamsrt import watching
 from tune_adamsrt.on_demand import Decision, Fallback, Money, Seen
 
 HOUR = 3600.0
@@ -118,3 +121,21 @@ def test_the_sum_outlives_the_driver(tmp_path):
     assert Money(path, 0.0).usd == pytest.approx(2 + 2 * 600 / HOUR, abs=0.01)  # nobody watched them
     path.write_text(json.dumps(kept | {"written_at": time.time() - 24 * HOUR}))
     assert Money(path, 0.0).usd == pytest.approx(2 + 2 * 900 / HOUR, abs=0.01)  # idle nodes end by themselves
+
+
+def test_a_request_that_nobody_renews_is_taken_back(monkeypatch):
+    """A driver that was killed must leave nothing behind that keeps nodes up."""
+    requests, ended, now = [], threading.Event(), [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: time.sleep(0.001))
+    monkeypatch.setattr(watching, "time", clock)
+    monkeypatch.setattr(watching, "request_on_demand", requests.append)
+    monkeypatch.setattr(watching.os, "_exit", lambda code: ended.set())
+    request = watching.Request()
+    for _ in range(4):
+        request.hold(2)
+        now[0] += watching.LEASE_S - 1
+    assert not ended.wait(0.1)
+    assert requests == [2]
+    now[0] += 2
+    assert ended.wait(60)
+    assert requests == [2, 0]
