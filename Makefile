@@ -5,6 +5,8 @@
 # make results  the comparisons in results/ (an hour or two; RESULTS_DATA names the folder with CIFAR-10)
 # make bench    is it a better search? regret against epochs spent (minutes)
 # make bench-speed     optimizer steps and data loading on a CPU, what tracking costs (minutes)
+# make bench-scale     the driver's time with thousands of trials (minutes)
+# make bench-chaos     a search while machines are killed (minutes)
 # make bench-gpu       kernels, steps and epochs on a GPU (minutes; one line without a GPU)
 
 PYTHON ?= python3
@@ -15,7 +17,7 @@ CODE := adamsrt tune_adamsrt tests benchmarks training_example.py best_hyper_par
 # Most tests wait for processes that they start, so that three side by side fill two cores.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab search test check format setup clean results bench bench-speed bench-gpu
+.PHONY: lab search test check format setup clean results bench bench-speed bench-scale bench-chaos bench-gpu
 
 # The digits in full; CIFAR-10 reduced to what two cores train in an hour.
 RESULTS_DATA ?= data
@@ -54,6 +56,12 @@ bench-speed: setup
 	$(BIN)/python -m benchmarks.data_loading
 	$(BIN)/python -m benchmarks.epoch
 	$(BIN)/python -m benchmarks.tracking_overhead
+
+bench-scale: setup
+	$(BIN)/python -m benchmarks.driver_scale
+
+bench-chaos: setup
+	$(BIN)/python -m benchmarks.chaos
 
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.gpu

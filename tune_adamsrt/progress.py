@@ -1,5 +1,7 @@
 """What is known of a search while it runs: its trials, its speed, and estimates of the time that is left."""
 
+import bisect
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -92,7 +94,8 @@ class Progress:
         went further than it has (else the full budget). Epochs of one trial follow each other, so the slowest running
         trial is a lower bound.
         """
-        spent = [trial.epochs_spent for trial in self.ended]
+        spent = sorted(trial.epochs_spent for trial in self.ended)
+        sums = [0, *itertools.accumulate(spent)]
         speed = self.epochs_per_second(now)
         if not sum(spent) or speed is None:
             return None
@@ -101,8 +104,10 @@ class Progress:
             epochs = min(epochs, max(0, self.info.max_epochs_spent - self.epochs_spent))
         slowest = 0.0
         for trial in self.in_state(TrialState.RUNNING):  # a paused one may never go on
-            further = [epoch for epoch in spent if epoch > trial.epoch]
-            to_do = max(0.0, (fmean(further) if further else self.info.epochs) - trial.epoch)
+            shorter = bisect.bisect_right(spent, trial.epoch)
+            further = len(spent) - shorter
+            expected = (sums[-1] - sums[shorter]) / further if further else self.info.epochs
+            to_do = max(0.0, expected - trial.epoch)
             epochs += to_do
             if trial.epoch > self.epochs_before.get(trial.number, 0):  # else not measured on this machine today
                 slowest = max(slowest, to_do * trial.epochs[-1].seconds)

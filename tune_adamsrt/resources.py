@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 import adamsrt
 import tune_adamsrt
+from tune_adamsrt.loopback import on_this_machine_only
 from tune_adamsrt.nodes import Cluster, Node, NodeType, look_at_cluster
 
 # Read by Ray when it starts or connects.
@@ -100,7 +101,8 @@ def connect(address: str | None) -> None:
 def _start_here(quiet: dict[str, Any]) -> None:
     """Start Ray on this machine. Raises ConnectionError where it does not come up."""
     try:
-        ray.init(address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
+        with on_this_machine_only():
+            ray.init(address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
     except Exception as error:  # Ray raises bare ones
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(

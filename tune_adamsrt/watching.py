@@ -93,9 +93,10 @@ def check_on_demand(resources: TrialResources, max_usd: float) -> None:
         )
     least = least_usd(price_of(kind.labels) or 0.0)
     if max_usd < least:
+        shown = math.ceil(100 * least - 1e-9) / 100
         raise ValueError(
-            f"--max-on-demand-cost must be at least {math.ceil(100 * least) / 100:.2f}, which buys half an hour of one "
-            f"{kind.name}, got {max_usd:g}"
+            f"--max-on-demand-cost must be at least {shown:.2f}, which buys half an hour of one {kind.name}, "
+            f"got {max_usd:g}"
         )
 
 

@@ -17,7 +17,7 @@ import pytest
 from mlflow_servers import free_port
 
 from tune_adamsrt import cluster_job, logs
-from tune_adamsrt.cluster_job import KIND, Place, bring_results, build_request, exit_code, searchs_own
+from tune_adamsrt.cluster_job import KIND, STOP_WAIT_S, Place, bring_results, build_request, exit_code, searchs_own
 from tune_adamsrt.export import Entry, merge_entry, parse
 from tune_adamsrt.head_job import EXPORT, PACK_BEGINS, PACK_ENDS, unpack, with_places
 from tune_adamsrt.jobs import Job, Jobs, JobStatus, read_token
@@ -96,9 +96,10 @@ def head(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iter
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(20)
+            process.wait(10)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def can_submit(jobs: Jobs) -> bool:
@@ -116,7 +117,8 @@ def wait_for(condition: Callable[[], object], *, timeout_s: float, what: str) ->
 
 
 def submit(head: Head, name: str, command: str) -> None:
-    head.jobs.submit(name, command, metadata={"kind": KIND, "command": "--setting x"}, environment={})
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}  # as a search's; Ray's own is 3 s
+    head.jobs.submit(name, command, metadata={"kind": KIND, "command": "--setting x"}, environment=environment)
 
 
 @pytest.mark.slow

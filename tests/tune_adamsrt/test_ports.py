@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tune_adamsrt import resources
-
 ROOT = Path(__file__).parents[2]
 
 # Runs in a process of its own, which is the whole tree that is looked at.
@@ -38,7 +36,6 @@ print(json.dumps(sockets))
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(not hasattr(resources, "on_this_machine_only"), reason="resources.connect does not use it yet")
 def test_nothing_listens_beyond_this_machine() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

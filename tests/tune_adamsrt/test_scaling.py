@@ -89,8 +89,7 @@ def test_refused_spot_nodes_are_made_up_for_until_they_are_back(cluster, tmp_pat
         assert told == ["no spot node for 0.0333333 min: asked for 1 on-demand node at $3.6 an hour"]
         (cluster.refused / "spot").unlink()
         wait_until(lambda: placed() == 2, 60)
-        wait_until(lambda: len(told) == 2)
-        assert told[1] == "there are spot nodes again: on-demand nodes are given back"
+        wait_until(lambda: "there are spot nodes again: on-demand nodes are given back" in told)
         on_demand = {node.node_id for node in live_nodes() if node.is_on_demand}
         remove_placement_group(next(group for group in waiting if node_of(group) in on_demand))
         wait_until(lambda: up() == ["spot"])  # it ends as soon as its trials have left it
@@ -98,7 +97,9 @@ def test_refused_spot_nodes_are_made_up_for_until_they_are_back(cluster, tmp_pat
         remove_placement_group(group)
     usd = json.loads(kept.read_text())["usd"]
     assert 120 * PRICE / 3600 < usd < 1800 * PRICE / 3600
-    assert told[2:] == [f"on-demand nodes have cost about ${math.ceil(100 * usd) / 100:.2f} of at most $20"]
+    late = "spot nodes are refused, and there is no room for others"  # where spot nodes take their time to come
+    cost = f"on-demand nodes have cost about ${math.ceil(100 * usd) / 100:.2f} of at most $20"
+    assert [line for line in told if line != late][2:] == [cost]
 
 
 def node_of(group):

@@ -124,7 +124,7 @@ def test_a_campaign_shows_its_place_its_epochs_and_the_time_that_all_of_it_takes
     assert render_time_left(progress, now) == "about 55 s left, all: about 5 min"
     assert "[2 trials, 14/40 epochs, " in render_trial_line(progress, trials[0], now)
     lines = shown(progress, now=now)
-    assert any(re.search(r"^trials +2$", line) for line in lines), lines
+    assert any(re.search(r"^trials +2 *$", line) for line in lines), lines
     assert render_time_left(make_progress(*trials, **(bound | {"epochs_after": 0})), now) == "time left -"
 
 
