@@ -30,6 +30,6 @@ line=". $PWD/cluster/node_env.sh"
 grep -qxF "$line" ~/.bashrc 2>/dev/null || echo "$line" >>~/.bashrc
 
 # Before a cloud takes a spot machine away it says so: see tune_adamsrt/spot.py. On other machines the watcher ends by itself.
-# shellcheck source=cluster/node_env.sh
+# shellcheck source=/dev/null
 . cluster/node_env.sh
 setsid nohup flock --nonblock ~/.spot_watcher .venv/bin/python -m tune_adamsrt.spot </dev/null >>~/spot_watcher.log 2>&1 &
