@@ -14,8 +14,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 CODE := adamsrt tune_adamsrt tests benchmarks training_example.py best_hyper_parameters.py
 
-# Most tests wait for processes that they start, so that three side by side fill two cores.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Most tests wait for processes that they start, so that four side by side fill two cores. Those with clusters of several
+# nodes come by themselves at the end.
+PYTEST := $(BIN)/python -m pytest -m "not alone" -n 4 --dist loadfile --no-loadscope-reorder
+PYTEST_ALONE := $(BIN)/python -m pytest -m alone
 
 .PHONY: lab search test check format setup clean results bench bench-speed bench-scale bench-chaos bench-gpu
 
@@ -31,12 +33,14 @@ search: setup
 
 test: setup
 	$(PYTEST)
+	$(PYTEST_ALONE)
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(PYTEST)
+	$(PYTEST_ALONE)
 
 lab: setup
 	RAY_UP_LAB=1 $(BIN)/python -m pytest tests/cluster/test_ray_up.py

@@ -20,10 +20,10 @@ GIVE_UP_AFTER = 5
 
 def hopeless_reason(study: Study, trials: int) -> str | None:
     """Say so where all of the first trials failed, with the first one's reason: no configuration will mend that."""
+    if any(report.is_finite for record in study.trials.values() for report in record.epochs):
+        return None  # seen at the first healthy epoch, however many trials there are
     failed = study.in_state(TrialState.FAILED)
     if len(failed) < min(GIVE_UP_AFTER, trials):
-        return None
-    if any(report.is_finite for record in study.trials.values() for report in record.epochs):
         return None
     return f"all of the first {len(failed)} trials failed; trial {failed[0].number}: {failed[0].reason}"
 

@@ -122,6 +122,7 @@ def submit(head: Head, name: str, command: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_detached_search_comes_home(head: Head, tmp_path: Path) -> None:
     laptop = tmp_path / "laptop"
     laptop.mkdir()
@@ -154,6 +155,7 @@ def test_a_detached_search_comes_home(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_who_leaves_does_not_stop_it_and_who_stops_it_lets_it_end_cleanly(head: Head, tmp_path: Path) -> None:
     name = "search-leave"
     submit(head, name, "trap 'echo told to stop; sleep 4; echo ended cleanly; exit 130' TERM; echo began; "
@@ -174,6 +176,7 @@ def test_who_leaves_does_not_stop_it_and_who_stops_it_lets_it_end_cleanly(head: 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_it_ends_with_the_searchs_exit_code(
     head: Head, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +188,7 @@ def test_it_ends_with_the_searchs_exit_code(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("arguments", "more", "expected"),
     [

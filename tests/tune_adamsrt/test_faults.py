@@ -27,7 +27,7 @@ from tune_adamsrt.records import TrialState
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.study import Study, open_storage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 REPOSITORY = Path(__file__).parents[2]
 SETTING = "{model: resnet20, dataset: digits, epochs: 8, min_epochs: 2, trials: 3, cpus_per_trial: 1}"

@@ -15,7 +15,7 @@ from tune_adamsrt.resources import TrialResources, choose_trial_resources, count
 from tune_adamsrt.versions import NewNodes, check_versions
 from tune_adamsrt.watching import check_on_demand, is_private, watched
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PRICE = 3.6
 ONE_CPU = TrialResources(cpus=1.0, gpus=0.0)
