@@ -104,9 +104,9 @@ ASK = 'curl -s -H "Authorization: Bearer $(cat ~/.ray/auth_token)" http://127.0.
 
 def test_searches_from_a_laptop(lab: Path, run: Run) -> None:
     write_cluster_file(lab / "shared/cluster.yaml")
-    run(LAPTOP, "mkdir ~/work && ray get-auth-token --generate >/dev/null && chmod 600 ~/.ray/auth_token")
+    run(LAPTOP, "mkdir ~/laptop && ray get-auth-token --generate >/dev/null && chmod 600 ~/.ray/auth_token")
     token = run(LAPTOP, "cat ~/.ray/auth_token").strip()
-    too_early = run(LAPTOP, f"cd ~/work && {SEARCH} --study lab; echo exit code $?")
+    too_early = run(LAPTOP, f"cd ~/laptop && {SEARCH} --study lab; echo exit code $?")
     assert "run `ray up /mnt/shared/cluster.yaml` first" in too_early and "exit code 2" in too_early
     assert too_early.count("\n") == 2
 
@@ -120,7 +120,7 @@ def test_searches_from_a_laptop(lab: Path, run: Run) -> None:
     refuses_without_token(run)
     loses_a_worker_and_its_laptop(lab, run)
     is_stopped(lab, run)
-    assert "nothing" in run(LAPTOP, f"grep -rF {token} ~/work || echo nothing")
+    assert "nothing" in run(LAPTOP, f"grep -rF {token} ~/laptop || echo nothing")
     assert "nothing" in run(HEAD, f"grep -rF {token} ~/mlflow ~/tune_adamsrt/jobs /mnt/shared/runs || echo nothing")
 
     run(LAPTOP, f"cd {ROOT} && ray down -y /mnt/shared/cluster.yaml")
@@ -131,7 +131,7 @@ def loses_a_worker_and_its_laptop(lab: Path, run: Run) -> None:
     """A search goes on when the machine that follows it dies; another command there brings the results home."""
     shared = lab / "shared"
     search = subprocess.Popen(
-        ["bash", ROOT / "tests/cluster/lab.sh", "run", LAPTOP, f"cd ~/work; {SEARCH} --study lab --epochs {EPOCHS}"],
+        ["bash", ROOT / "tests/cluster/lab.sh", "run", LAPTOP, f"cd ~/laptop; {SEARCH} --study lab --epochs {EPOCHS}"],
         env={**os.environ, "LAB": str(lab), "PATH": f"{VENV}/bin:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -158,20 +158,20 @@ def loses_a_worker_and_its_laptop(lab: Path, run: Run) -> None:
     )
     status = run(LAPTOP, "python -m tune_adamsrt.status --cluster /mnt/shared/cluster.yaml")
     assert re.search(r"study +lab\b", status) and f"runs on {HEAD}" in status
-    again = run(LAPTOP, f"cd ~/work && {SEARCH} --study lab --epochs {EPOCHS}; echo exit code $?")
+    again = run(LAPTOP, f"cd ~/laptop && {SEARCH} --study lab --epochs {EPOCHS}; echo exit code $?")
     assert "error: study 'lab' must have one driver" in again and "exit code 2" in again
 
     (name, *_) = [line.split()[0] for line in run(LAPTOP, f"{LOGS} --list").splitlines() if " running " in line]
-    output = run(LAPTOP, f"cd ~/work && {LOGS} {name}; echo exit code $?", timeout_s=400)
+    output = run(LAPTOP, f"cd ~/laptop && {LOGS} {name}; echo exit code $?", timeout_s=400)
     assert "exit code 0" in output, output[-4000:]
     trials = [t for t in load_trials(shared, "lab") if t.state is not TrialState.WAITING]  # first points, untried
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * TRIALS
     assert all(sorted(trial.intermediate_values) == list(range(1, EPOCHS + 1)) for trial in trials)
     assert {trial.user_attrs["end"]["host"] for trial in trials} == {WORKERS[0]}  # the other one's trial moved here
-    (shared / "best.py").write_text(run(LAPTOP, "cat ~/work/best_hyper_parameters.py"))
+    (shared / "best.py").write_text(run(LAPTOP, "cat ~/laptop/best_hyper_parameters.py"))
     best = runpy.run_path(str(shared / "best.py"))["BEST_HYPER_PARAMETERS"]
     assert "lr" in best["digits"]["resnet20"]["adamsrt"]
-    assert "<html" in run(LAPTOP, "cat ~/work/runs/report/lab/index.html")
+    assert "<html" in run(LAPTOP, "cat ~/laptop/runs/report/lab/index.html")
     runs = run(HEAD, "python -c 'import os, sqlite3; print(sqlite3.connect(os.path.expanduser(\"~/mlflow/mlflow.db\"))"
                ".execute(\"select status, count(*) from runs group by status\").fetchall())'")  # fmt: skip
     assert f"[('FINISHED', {TRIALS + 1})]" in runs
@@ -179,7 +179,7 @@ def loses_a_worker_and_its_laptop(lab: Path, run: Run) -> None:
 
 def is_stopped(lab: Path, run: Run) -> None:
     """The word to stop reaches the driver, which ends as at Ctrl-C; the command that it prints is the laptop's."""
-    detached = run(LAPTOP, f"cd ~/work && {SEARCH} --study long --epochs 500 --detach")
+    detached = run(LAPTOP, f"cd ~/laptop && {SEARCH} --study long --epochs 500 --detach")
     name = detached.split()[1]
     wait_for(
         lambda: any(trial.intermediate_values for trial in load_trials(lab / "shared", "long")),
@@ -187,7 +187,7 @@ def is_stopped(lab: Path, run: Run) -> None:
         what="an epoch",
     )
     run(LAPTOP, f"{LOGS} {name} --stop")
-    log = run(LAPTOP, f"cd ~/work && {LOGS} {name}; echo exit code $?")
+    log = run(LAPTOP, f"cd ~/laptop && {LOGS} {name}; echo exit code $?")
     assert "exit code 130" in log and "resnet20-digits/adamsrt: interrupted" in log
     assert "--study long --cluster /mnt/shared/cluster.yaml" in log
 
