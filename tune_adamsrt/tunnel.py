@@ -19,6 +19,7 @@ import yaml
 
 from tune_adamsrt.jobs import DEFAULT_PORT
 
+SSH_TRIES = 3
 OPEN_TIMEOUT_S = 180.0  # SSH itself gives up sooner, and says why
 BEGINS, ENDS = "-----the-head-says-----", "-----the-head-is-done-----"
 COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -142,24 +143,34 @@ def run_over_ssh(cluster_file: Path, command: Sequence[str], *, in_terminal: boo
         remote = f"echo {BEGINS}; {shlex.join(command)} 2>&1 | cat; echo {ENDS} ${{PIPESTATUS[0]}}"
     # `ray exec`, with nothing on its standard output but what the remote command prints.
     quiet = "import os, sys; sys.stdout = open(os.devnull, 'w'); from ray.scripts.scripts import main; main()"
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", quiet, "exec", str(cluster_file), remote],
-            stdin=None if in_terminal else subprocess.DEVNULL,
-            stdout=None if in_terminal else subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            errors="replace",
-        )
-        code = 0 if process.stdout is None else show(process.stdout)
-        if process.wait() != 0 or code is None:
+    for tries_left in reversed(range(SSH_TRIES)):
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-c", quiet, "exec", str(cluster_file), remote],
+                stdin=None if in_terminal else subprocess.DEVNULL,
+                stdout=None if in_terminal else subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+            )
+            has_begun, code = (True, 0) if process.stdout is None else show(process.stdout)
+            if process.wait() == 0 and code is not None:
+                return code
             errors.seek(0)
-            raise ConnectionError(explain(errors.read().decode(errors="replace"), cluster_file))
-    return code
+            text = errors.read().decode(errors="replace")
+        # The commands of a cluster share one connection, which goes when whoever opened it does.
+        if has_begun or not tries_left or "Shared connection" not in text:
+            break
+        time.sleep(1)
+    raise ConnectionError(explain(text, cluster_file))
 
 
-def show(lines: Iterable[str]) -> int | None:
-    """Print what stands between the two marks. Returns the exit code beside the second; None where that is missing."""
+def show(lines: Iterable[str]) -> tuple[bool, int | None]:
+    """Print what stands between the two marks.
+
+    Returns:
+        Whether the first was there, and the exit code beside the second; None where that is missing.
+    """
     has_begun, code = False, None
     for line in lines:
         line = line.rstrip("\r\n")
@@ -168,7 +179,7 @@ def show(lines: Iterable[str]) -> int | None:
         elif has_begun and code is None:
             print(line, flush=True)
         has_begun = has_begun or line == BEGINS
-    return code
+    return has_begun, code
 
 
 def explain(text: str, cluster_file: Path) -> str:
