@@ -14,9 +14,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CODE := adamsrt tune_adamsrt tests benchmarks training_example.py best_hyper_parameters.py
 
-# Most tests wait for processes that they start, so that four side by side fill two cores. Those with clusters of several
+# Most tests wait for processes that they start, so that three side by side fill two cores. Those with clusters of several
 # nodes come by themselves at the end.
-PYTEST := $(BIN)/python -m pytest -m "not alone" -n 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
 PYTEST_ALONE := $(BIN)/python -m pytest -m alone
 
 .PHONY: lab search test check format setup clean results bench bench-speed bench-scale bench-chaos bench-gpu

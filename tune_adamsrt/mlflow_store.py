@@ -8,6 +8,7 @@ import getpass
 import logging
 import os
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
@@ -48,6 +49,8 @@ def open_experiment(uri: str, name: str) -> tuple[Any, str]:
         database.parent.mkdir(parents=True, exist_ok=True)
     # MLflow creates its tables without a lock: two searches that start at once would both do it
     with FileLock(f"{database}.lock") if database is not None else nullcontext():
+        if database is not None and not database.exists():
+            _make_database(database)
         client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -66,6 +69,23 @@ def open_experiment(uri: str, name: str) -> tuple[Any, str]:
             f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
         )
     return client, str(experiment.experiment_id)
+
+
+def _make_database(database: Path) -> None:
+    """Make MLflow's tables in a new file, which is there as a whole or not at all.
+
+    MLflow makes them one by one, and does not open a file again in which a process was killed half-way.
+    """
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    unfinished = database.with_name(f".{database.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    engine = create_sqlalchemy_engine(f"sqlite:///{unfinished}")
+    try:
+        _initialize_tables(engine)
+    finally:
+        engine.dispose()
+    unfinished.replace(database)
 
 
 def find_runs(client: Any, experiment_id: str, key: str, *, with_children: bool = False) -> dict[str, Any]:

@@ -96,6 +96,10 @@ def test_what_a_killed_process_wrote_of_its_last_line_is_dropped(cut, tmp_path):
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_for_the_journal_ends_the_search_and_can_be_resumed(tmp_path):
+    # The limit is on every file: the journal must be the longest, not a log of Ray's.
+    (tmp_path / "runs").mkdir()
+    storage = JournalStorage(WholeLines(str(tmp_path / "runs" / "optuna.journal")))
+    optuna.create_study(study_name="filler", storage=storage).set_user_attr("filler", "x" * 4_000_000)
     full = search(tmp_path, sys.executable, "-c", FULL_AFTER_EPOCH_2, "--scheduler", "fifo", "--study", "full")
     assert full.returncode == 1, full.stdout + full.stderr
     assert "the study storage does not take the results" in full.stdout and "File too large" in full.stdout
