@@ -249,7 +249,7 @@ def bring_results(at: Place, job: Job) -> None:
 
 def _bring(at: Place, job: Job) -> list[tuple[str, str]]:
     places = []
-    log = run_quietly(at.jobs, ["python", "-m", "tune_adamsrt.head_job", "pack", job.name], of=job.name)
+    _, log = run_quietly(at.jobs, ["python", "-m", "tune_adamsrt.head_job", "pack", job.name], of=job.name)
     files = unpack(log)
     if files is None:
         raise ValueError(f"the head must pack the results, got: {(log.strip().splitlines() or ['no word'])[-1][:200]}")
@@ -272,8 +272,11 @@ def _bring(at: Place, job: Job) -> list[tuple[str, str]]:
     return places
 
 
-def run_quietly(jobs: Jobs, command: Sequence[str], *, of: str) -> str:
-    """Run a command on the head to its end. Returns what it printed. Raises ConnectionError where it takes too long."""
+def run_quietly(jobs: Jobs, command: Sequence[str], *, of: str) -> tuple[int, str]:
+    """Run a command on the head to its end. Returns its exit code, and what it printed.
+
+    Raises ConnectionError where it takes too long.
+    """
     name = f"for-{of}-{secrets.token_hex(4)}"
     jobs.submit(name, shlex.join(command), metadata={"kind": f"for {of}"}, environment={})
     deadline = time.monotonic() + PACK_TIMEOUT_S
@@ -281,7 +284,8 @@ def run_quietly(jobs: Jobs, command: Sequence[str], *, of: str) -> str:
         if time.monotonic() > deadline:
             raise ConnectionError(f"the head must answer within {PACK_TIMEOUT_S:g} s, got job {name} {job.status}")
         time.sleep(0.2)
-    return searchs_own(jobs.log(name), has_ended=True)
+    code = 0 if job.status is JobStatus.SUCCEEDED else job.exit_code or SEARCH_FAILED
+    return code, searchs_own(jobs.log(name), has_ended=True)
 
 
 def print_ways(at: Place, name: str) -> None:

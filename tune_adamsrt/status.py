@@ -23,8 +23,10 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from tune_adamsrt.cluster_job import run_quietly
 from tune_adamsrt.command_line import without_options
 from tune_adamsrt.driver import Driver, describe_driver, resume_command
+from tune_adamsrt.jobs import Jobs, read_token
 from tune_adamsrt.progress import Progress
 from tune_adamsrt.standing import Stand, build_progress, load_stand, newest_search, summarize
 from tune_adamsrt.studies import load_search
@@ -41,7 +43,7 @@ from tune_adamsrt.terminal import (
     render_standings,
     render_summary,
 )
-from tune_adamsrt.tunnel import check_cluster_file, run_over_ssh
+from tune_adamsrt.tunnel import check_cluster_file, reaching, run_in_terminal
 
 DEFAULT_OUTPUT = "runs"
 REFRESH_S = 2.0
@@ -83,8 +85,15 @@ def show_there(arguments: argparse.Namespace, typed: Sequence[str]) -> int:
     command = ["python", "-m", "tune_adamsrt.head_job", "status", *without_options(typed, "--cluster")]
     try:
         file = check_cluster_file(arguments.cluster)
-        in_terminal = bool(arguments.watch and sys.stdout.isatty() and sys.stdin.isatty())
-        return run_over_ssh(file, command, in_terminal=in_terminal)
+        if arguments.watch:
+            if not (sys.stdout.isatty() and sys.stdin.isatty()):
+                raise ValueError("--watch must have a terminal with --cluster, got none; leave it out")
+            run_in_terminal(file, command)
+            return DONE
+        with reaching(file, None) as reach:
+            code, text = run_quietly(Jobs(reach, token=read_token()), command, of="status")
+        print(text, end="")
+        return code
     except (ValueError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

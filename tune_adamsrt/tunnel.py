@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -19,9 +19,7 @@ import yaml
 
 from tune_adamsrt.jobs import DEFAULT_PORT
 
-SSH_TRIES = 3
 OPEN_TIMEOUT_S = 180.0  # SSH itself gives up sooner, and says why
-BEGINS, ENDS = "-----the-head-says-----", "-----the-head-is-done-----"
 COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -129,57 +127,18 @@ def jobs_url(address: str) -> str | None:
     return None
 
 
-def run_over_ssh(cluster_file: Path, command: Sequence[str], *, in_terminal: bool) -> int:
-    """Run a command on the head, and show what it prints. Returns its exit code, or 0 in a terminal.
-
-    Args:
-        in_terminal: it gets this terminal, to draw in; else it writes into a pipe.
-    Raises:
-        ConnectionError: the head is not reached by SSH.
-    """
-    if in_terminal:
-        remote = f"{shlex.join(command)} || true"
-    else:  # SSH gives it a terminal in any case (-tt): cat makes a pipe of it
-        remote = f"echo {BEGINS}; {shlex.join(command)} 2>&1 | cat; echo {ENDS} ${{PIPESTATUS[0]}}"
+def run_in_terminal(cluster_file: Path, command: Sequence[str]) -> None:
+    """Run a command on the head, in this terminal, over SSH. Raises ConnectionError where the head is not reached."""
     # `ray exec`, with nothing on its standard output but what the remote command prints.
     quiet = "import os, sys; sys.stdout = open(os.devnull, 'w'); from ray.scripts.scripts import main; main()"
-    for tries_left in reversed(range(SSH_TRIES)):
-        with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-c", quiet, "exec", str(cluster_file), remote],
-                stdin=None if in_terminal else subprocess.DEVNULL,
-                stdout=None if in_terminal else subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                errors="replace",
-            )
-            has_begun, code = (True, 0) if process.stdout is None else show(process.stdout)
-            if process.wait() == 0 and code is not None:
-                return code
+    with tempfile.TemporaryFile() as errors:
+        there = f"{shlex.join(command)} || true"
+        done = subprocess.run(
+            [sys.executable, "-c", quiet, "exec", str(cluster_file), there], stderr=errors, check=False
+        )
+        if done.returncode != 0:
             errors.seek(0)
-            text = errors.read().decode(errors="replace")
-        # The commands of a cluster share one connection, which goes when whoever opened it does.
-        if has_begun or not tries_left or "Shared connection" not in text:
-            break
-        time.sleep(1)
-    raise ConnectionError(explain(text, cluster_file))
-
-
-def show(lines: Iterable[str]) -> tuple[bool, int | None]:
-    """Print what stands between the two marks.
-
-    Returns:
-        Whether the first was there, and the exit code beside the second; None where that is missing.
-    """
-    has_begun, code = False, None
-    for line in lines:
-        line = line.rstrip("\r\n")
-        if has_begun and line.startswith(ENDS):
-            code = int(line.split()[-1])
-        elif has_begun and code is None:
-            print(line, flush=True)
-        has_begun = has_begun or line == BEGINS
-    return has_begun, code
+            raise ConnectionError(explain(errors.read().decode(errors="replace"), cluster_file))
 
 
 def explain(text: str, cluster_file: Path) -> str:
