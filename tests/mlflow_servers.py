@@ -34,13 +34,15 @@ def start_server(command: Sequence[str], folder: Path, port: int) -> subprocess.
             stderr=file,
             start_new_session=True,
         )
-    for _ in range(1200):
+    for _ in range(3000):  # five minutes, on a machine that is busy with other tests
         assert server.poll() is None, log.read_text()
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                 return server
         except OSError:
             time.sleep(0.1)
+    server.kill()
+    server.wait()
     raise AssertionError(log.read_text())
 
 
