@@ -104,6 +104,7 @@ class StudySearcher(Searcher):
         for number, epoch in sorted(self._study.paused.items()):
             reason = self._budget.what_is_spent() or self._rungs.reason_left_behind(number, epoch)
             self._study.tell_stopped(number, reason)
+        self._study.give_back_not_sampled()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._report(self._numbers[trial_id], result)

@@ -191,6 +191,7 @@ class Study:
         self._observers = observers
         self._sampler_name = sampler
         self._storage = storage
+        self._not_sampled: deque[FrozenTrial] = deque()  # that an earlier driver began, and did not get to sample
         self._ids: dict[int, int] = {}  # Optuna's own ids of the trials that have not ended
         self._optuna = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
         self.is_resumed = "description" in self._optuna.user_attrs
@@ -219,7 +220,8 @@ class Study:
         """Have these trained, those left out that the study knows: a driver before this one may have listed some."""
         known = [(record.confirms, record.seed) for record in self.trials.values() if record.confirms is not None]
         waiting = self._optuna.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
-        known += [(trial.user_attrs["confirms"], trial.user_attrs["seed"]) for trial in waiting]
+        begun_or_not = [*waiting, *self._not_sampled]
+        known += [(trial.user_attrs["confirms"], trial.user_attrs["seed"]) for trial in begun_or_not]
         for run in runs:
             if (run.confirms, run.seed) not in known:
                 attributes = {"origin": run.origin, "seed": run.seed, "confirms": run.confirms}
@@ -282,9 +284,7 @@ class Study:
             self._ids[record.number] = trial._trial_id
             end = trial.user_attrs.get("end")
             if not record.hyper_parameters:  # killed between ask and the first word about the trial
-                self._optuna.tell(record.number, state=OptunaState.FAIL)
-                if "fixed_params" in trial.system_attrs:
-                    self._optuna.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs=trial.user_attrs)
+                self._not_sampled.append(trial)
                 return
             self.trials[record.number] = record
             if end is not None:  # killed between the last words and tell
@@ -304,7 +304,8 @@ class Study:
         if self.interrupted:
             return self.interrupted.popleft()
         with self._in_one_write():
-            trial = self._optuna.ask()
+            begun = self._not_sampled.popleft()._trial_id if self._not_sampled else None
+            trial = self._optuna.ask() if begun is None else optuna.Trial(self._optuna, begun)
             record = TrialRecord(
                 number=trial.number,
                 hyper_parameters=self._space.suggest(trial),
@@ -319,6 +320,15 @@ class Study:
         for observer in self._observers:
             observer.trial_started(record)
         return record
+
+    @_recorded
+    def give_back_not_sampled(self) -> None:
+        """End the trials that an earlier driver began and never got to sample, where nothing can train them now."""
+        while self._not_sampled:
+            trial = self._not_sampled.popleft()
+            self._optuna.tell(trial.number, state=OptunaState.FAIL)
+            if "fixed_params" in trial.system_attrs:
+                self._optuna.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs=trial.user_attrs)
 
     def pause(self, number: int, epoch: int) -> None:
         """Let a trial wait at a rung."""

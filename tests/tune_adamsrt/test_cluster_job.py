@@ -317,7 +317,7 @@ def test_what_comes_from_the_cluster_is_not_trusted(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster_job, "run_quietly", lambda *_, **__: packed(**files))
+    monkeypatch.setattr(cluster_job, "run_quietly", lambda *_, **__: (0, packed(**files)))
     at = Place(Jobs(lambda: "http://127.0.0.1:1", token=None), (), tmp_path / EXPORT, tmp_path / "runs")
     bring_results(at, Job("x", JobStatus.SUCCEEDED, {"may_replace": "yes"}, 0, "", 0.0))
     captured = capsys.readouterr()
@@ -331,7 +331,7 @@ def test_a_reduced_run_replaces_nothing_here(tmp_path: Path, monkeypatch: pytest
     merge_entry(tmp_path / EXPORT, mine)
     merge_entry(tmp_path / "theirs.py", Entry("digits", "resnet20", "adamsrt", {"lr": 0.2}))
     text = (tmp_path / "theirs.py").read_text()
-    monkeypatch.setattr(cluster_job, "run_quietly", lambda *_, **__: packed(**{EXPORT: text}))
+    monkeypatch.setattr(cluster_job, "run_quietly", lambda *_, **__: (0, packed(**{EXPORT: text})))
     at = Place(Jobs(lambda: "http://127.0.0.1:1", token=None), (), tmp_path / EXPORT, tmp_path / "runs")
     bring_results(at, Job("x", JobStatus.SUCCEEDED, {"may_replace": "no"}, 0, "", 0.0))
     assert parse((tmp_path / EXPORT).read_text()) == [mine]

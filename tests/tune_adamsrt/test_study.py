@@ -231,6 +231,7 @@ class TestAfterACrash:
             study.ask()
         again = open_study(storage)
         assert not again.trials and not again.interrupted, "it never ran and does not count"
+        again.give_back_not_sampled()  # as at the end of a search with no room for it
         assert [t.state for t in optuna_trials(storage)] == [OptunaState.FAIL]
         points = [again.ask().hyper_parameters for _ in again._space.first_points()]
         assert sorted(map(str, points)) == sorted(map(str, again._space.first_points()))
@@ -403,3 +404,25 @@ def test_what_was_told_before_an_error_is_on_record(tmp_path):
     journal.set_trial_user_attr(trial._trial_id, "c", 3)
     [again] = optuna.load_study(study_name="s", storage=Journal(str(tmp_path / "journal"))).trials
     assert (again.number, again.user_attrs) == (0, {"a": 1, "c": 3})
+
+
+@pytest.mark.parametrize("asked_before", [0, 5], ids=["a published point", "the sampler's"])
+def test_a_driver_killed_while_it_asks_leaves_a_trial_that_the_next_one_samples(storage, asked_before):
+    """Optuna gives a trial its number first and its values later; a driver may be killed in between."""
+    study = open_study(storage)
+    for _ in range(asked_before):
+        study.ask()
+    undisturbed = open_study(storage.replace("optuna", "undisturbed"))
+    expected = [undisturbed.ask().hyper_parameters for _ in range(asked_before + 1)]
+    optuna.load_study(study_name="s", storage=open_storage(storage)).ask()
+
+    resumed = open_study(storage)
+    assert [record.number for record in resumed.interrupted] == list(range(asked_before))
+    resumed.interrupted.clear()
+    record = resumed.ask()
+    assert record.number == asked_before
+    if not asked_before:  # a sampler goes on with other random numbers
+        assert record.hyper_parameters == expected[-1]
+    assert len(optuna_trials(storage)) == asked_before + 1
+    assert resumed.ask().number == asked_before + 1
+    assert open_study(storage).trials == resumed.trials
