@@ -22,6 +22,7 @@ from tune_adamsrt.arguments import DEFAULT_OUTPUT, Parser
 from tune_adamsrt.campaign import studies_of
 from tune_adamsrt.candidates import is_confirmation
 from tune_adamsrt.chart import Chart, render_png, render_svg
+from tune_adamsrt.command_line import leave
 from tune_adamsrt.comparison import load_cells
 from tune_adamsrt.comparison_table import build_comparison, load_published
 from tune_adamsrt.figures import best_so_far, search_charts
@@ -226,4 +227,4 @@ def _named(chart: Chart, owner: str) -> Chart:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

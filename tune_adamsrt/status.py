@@ -24,7 +24,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tune_adamsrt.cluster_job import run_quietly
-from tune_adamsrt.command_line import without_options
+from tune_adamsrt.command_line import leave, without_options
 from tune_adamsrt.driver import Driver, describe_driver, resume_command
 from tune_adamsrt.jobs import Jobs, read_token
 from tune_adamsrt.progress import Progress
@@ -223,4 +223,4 @@ def render_plain(progress: Progress, now: float, driver: Driver) -> list[str]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    leave(main())

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tune_adamsrt.arguments import DEFAULT_OUTPUT
+from tune_adamsrt.command_line import leave
 from tune_adamsrt.plan import local_folder
 from tune_adamsrt.records import SearchSummary, TrialState
 from tune_adamsrt.studies import StoredSearch, confirmations_of, load_confirmation, load_search
@@ -171,4 +172,4 @@ def send_model(undelivered: Undelivered, item: dict[str, Any], *, run_id: str | 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

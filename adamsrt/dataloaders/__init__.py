@@ -14,6 +14,7 @@ from pathlib import Path
 from adamsrt.dataloaders.cache import load_image_sets
 from adamsrt.dataloaders.cifar import CIFAR10, CIFAR100, get_dataloader_cifar10, get_dataloader_cifar100
 from adamsrt.dataloaders.digits import get_dataloader_digits
+from adamsrt.dataloaders.digits import load_image_sets as load_digits
 from adamsrt.dataloaders.imagenet import find_files, get_dataloader_imagenet
 from adamsrt.dataloaders.loader import DataCorruptError, DataNotFoundError, Loader, Loaders
 from adamsrt.dataloaders.sources import DatasetFiles
@@ -62,8 +63,8 @@ def _prepare_imagenet(root: str | Path) -> None:
     find_files(root)
 
 
-def _prepare_nothing(root: str | Path) -> None:
-    """The digits come with scikit-learn."""
+def _prepare_digits(root: str | Path) -> None:
+    load_digits()  # they come with scikit-learn
 
 
 DATASETS: Registry[DatasetEntry] = Registry("dataset")
@@ -71,4 +72,4 @@ DATASETS.add("cifar10", DatasetEntry(10, 3, 32, get_dataloader_cifar10, _prepare
 DATASETS.add("cifar100", DatasetEntry(100, 3, 32, get_dataloader_cifar100, _prepare_cache(CIFAR100)))
 DATASETS.add("svhn", DatasetEntry(10, 3, 32, get_dataloader_SVHN, _prepare_cache(SVHN)))
 DATASETS.add("imagenet", DatasetEntry(1000, 3, 224, get_dataloader_imagenet, _prepare_imagenet))
-DATASETS.add("digits", DatasetEntry(10, 1, 8, get_dataloader_digits, _prepare_nothing))
+DATASETS.add("digits", DatasetEntry(10, 1, 8, get_dataloader_digits, _prepare_digits))

@@ -3,15 +3,42 @@
 from pathlib import Path
 
 import torch
-from torchvision import datasets
 
 from adamsrt.dataloaders.cache import load_image_sets
 from adamsrt.dataloaders.images import build_image_loaders, normalization_table
 from adamsrt.dataloaders.loader import Loaders, check_arguments
-from adamsrt.dataloaders.sources import cifar_files
+from adamsrt.dataloaders.sources import CifarLayout, Download, cifar_files
 
-CIFAR10 = cifar_files("cifar10", 10, datasets.CIFAR10, ("label",))
-CIFAR100 = cifar_files("cifar100", 100, datasets.CIFAR100, ("fine_label", "label"))
+CIFAR10 = cifar_files(
+    "cifar10",
+    10,
+    CifarLayout(
+        "CIFAR10",
+        "cifar-10-batches-py",
+        (*(f"data_batch_{part}" for part in range(1, 6)), "test_batch", "batches.meta"),
+        Download(
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "cifar-10-python.tar.gz",
+            "c58f30108f718f92721af3b95e74349a",
+        ),
+    ),
+    ("label",),
+)
+CIFAR100 = cifar_files(
+    "cifar100",
+    100,
+    CifarLayout(
+        "CIFAR100",
+        "cifar-100-python",
+        ("train", "test", "meta"),
+        Download(
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            "cifar-100-python.tar.gz",
+            "eb9058c3a382ffc7106e4002c42a8d85",
+        ),
+    ),
+    ("fine_label", "label"),
+)
 PADDING = 4
 
 

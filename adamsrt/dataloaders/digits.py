@@ -1,13 +1,15 @@
 """scikit-learn's 1,797 handwritten digits, 1x8x8: embedded in the package, so it needs no network and no data root."""
 
-import functools
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from adamsrt.dataloaders import cache
 from adamsrt.dataloaders.images import ImageSet, build_image_loaders, normalization_table
 from adamsrt.dataloaders.loader import Loaders, check_arguments
+from adamsrt.dataloaders.sources import DatasetFiles, Source
 
 MAX_VALUE = 16
 NUM_TEST = 360
@@ -50,10 +52,20 @@ def get_dataloader_digits(
     )
 
 
-@functools.cache
 def load_image_sets() -> tuple[ImageSet, ImageSet]:
-    """Give the fixed (training, test) images, 1,437 and 360; the values are 0..16."""
-    # Here and not above: scikit-learn takes a second to import, which every worker on other data would pay.
+    """Give the fixed (training, test) images, 1,437 and 360; the values are 0..16. Do not write to them."""
+    return cache.load_image_sets(DIGITS, _package())
+
+
+def _package() -> Path:
+    """Where scikit-learn is installed, found without importing it."""
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _read() -> tuple[ImageSet, ImageSet]:
+    # Once per node: scikit-learn takes a second to import, which every worker would pay.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -63,3 +75,15 @@ def load_image_sets() -> tuple[ImageSet, ImageSet]:
     parts = train_test_split(np.arange(len(labels)), test_size=NUM_TEST, stratify=digits.target, random_state=0)
     train, test = (ImageSet(images[np.sort(part)], labels[np.sort(part)]) for part in parts)
     return train, test
+
+
+DIGITS = DatasetFiles(
+    name="digits",
+    num_classes=10,
+    image_shape=(1, 8, 8),
+    label_columns=(),
+    layout="datasets/data/digits.csv.gz",
+    entries=("datasets/data/digits.csv.gz",),
+    find_layout=lambda package: Source((package / "datasets" / "data" / "digits.csv.gz",), _read),
+    downloads=(),
+)

@@ -1,6 +1,7 @@
 """ImageNet (ILSVRC 2012) from JPEG files in torchvision's layout, decoded and augmented in worker processes."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from adamsrt.dataloaders.bucket import is_uri
 from adamsrt.dataloaders.images import normalization_table, normalize
@@ -19,8 +18,6 @@ from adamsrt.dataloaders.loader import DataCorruptError, DataNotFoundError, Load
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NUM_CLASSES = 1000
 IMAGE_SIZE = 224
-TRAIN_TRANSFORM = v2.Compose([v2.RandomResizedCrop(IMAGE_SIZE), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-TEST_TRANSFORM = v2.Compose([v2.Resize(256), v2.CenterCrop(IMAGE_SIZE), v2.PILToTensor()])
 
 Sample = tuple[Tensor, int] | DataCorruptError
 Batch = tuple[Tensor, Tensor] | DataCorruptError
@@ -65,6 +62,8 @@ def find_files(root: str | Path) -> tuple[list[tuple[str, int]], list[tuple[str,
     """List the (file, label) pairs of the training and the validation split; labels follow the sorted folder names."""
     if is_uri(root):
         raise DataNotFoundError(f"imagenet must be in a folder that each node sees, got {root}; it is not fetched")
+    from torchvision.datasets import ImageFolder  # late: see sources.py
+
     folders = []
     for part in ("train", "val"):
         folder = Path(root).expanduser().absolute() / "imagenet" / part
@@ -83,6 +82,17 @@ def find_files(root: str | Path) -> tuple[list[tuple[str, int]], list[tuple[str,
             f"got {len(train.classes)} and {len(test.classes)}"
         )
     return train.samples, test.samples
+
+
+@functools.cache
+def build_transform(training: bool) -> Callable[[Image.Image], Tensor]:
+    """Build what makes uint8 (3, 224, 224) of a picture: a random crop and flip, or the centre."""
+    from torchvision.transforms import v2
+
+    draw = [v2.RandomResizedCrop(IMAGE_SIZE), v2.RandomHorizontalFlip()]
+    centre = [v2.Resize(256), v2.CenterCrop(IMAGE_SIZE)]
+    transform: Callable[[Image.Image], Tensor] = v2.Compose([*(draw if training else centre), v2.PILToTensor()])
+    return transform
 
 
 @dataclass(frozen=True)
@@ -105,13 +115,14 @@ class JPEGSamples(Dataset[Any]):
                 picture = image.convert("RGB")
         except Exception as error:  # every decoder of PIL has its own exceptions for a damaged file
             return DataCorruptError(f"{file} must be a whole image: {error}; replace it")
+        transform = build_transform(self.training)
         if not self.training:
-            return TEST_TRANSFORM(picture), label
+            return transform(picture), label
         # torchvision draws from the global generator: seed it for this image only, then put it back.
         with torch.random.fork_rng(devices=[]):
             generator = generator_for(self.seed, self.epoch, f"augment {index}")
             torch.default_generator.set_state(generator.get_state())
-            return TRAIN_TRANSFORM(picture), label
+            return transform(picture), label
 
 
 def _collate(samples: list[Sample]) -> Batch:

@@ -1,4 +1,7 @@
-"""Where a 32x32 dataset comes from: torchvision's own files, Hugging Face style Parquet, or a download."""
+"""Where a 32x32 dataset comes from: torchvision's own files, Hugging Face style Parquet, or a download.
+
+torchvision is imported where its files are read only: importing it takes every worker seconds (it brings TorchDynamo).
+"""
 
 import contextlib
 import io
@@ -15,8 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchvision.datasets import CIFAR10, SVHN
-from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from adamsrt.dataloaders.images import ImageSet
 from adamsrt.dataloaders.loader import DataCorruptError, DataNotFoundError
@@ -128,6 +129,13 @@ def _render_not_found(dataset: DatasetFiles, root: Path, error: Exception) -> st
     )
 
 
+def download_url(url: str, folder: str, file_name: str, md5: str) -> None:
+    """Download a file and check its sum. Raises OSError, HTTPException or RuntimeError."""
+    from torchvision.datasets import utils
+
+    utils.download_url(url, folder, file_name, md5)
+
+
 @contextlib.contextmanager
 def _quiet_network() -> Iterator[None]:
     """Give sockets a short timeout and keep torchvision's progress bar out of the terminal."""
@@ -140,65 +148,77 @@ def _quiet_network() -> Iterator[None]:
         socket.setdefaulttimeout(timeout_s)
 
 
-def cifar_files(
-    name: str, num_classes: int, dataset_class: type[CIFAR10], label_columns: tuple[str, ...]
-) -> DatasetFiles:
-    """Describe a dataset in the layout of torchvision's CIFAR10 or CIFAR100 class."""
+@dataclass(frozen=True)
+class CifarLayout:
+    """torchvision's CIFAR-10 or CIFAR-100: the class that reads it, and its files below the data root.
+
+    Args:
+        class_name: in torchvision.datasets. members: names in the folder.
+    """
+
+    class_name: str
+    folder: str
+    members: tuple[str, ...]
+    archive: Download
+
+    def find(self, root: Path) -> Source | None:
+        """Find the folder, or the archive, under the data root; None where neither is there."""
+        if (root / self.folder).is_dir():
+            return Source(tuple(root / self.folder / name for name in self.members), partial(self._read, root))
+        if (root / self.archive.file_name).is_file():
+            return Source((root / self.archive.file_name,), partial(self._read_packed, root / self.archive.file_name))
+        return None
+
+    def _read(self, root: Path) -> TrainAndTest:
+        from torchvision import datasets
+
+        dataset_class = getattr(datasets, self.class_name)
+        meta = dataset_class.meta
+        for name, md5 in (*dataset_class.train_list, *dataset_class.test_list, (meta["filename"], meta["md5"])):
+            check_file(root / self.folder / name, md5)
+
+        def read(train: bool) -> ImageSet:
+            with warnings.catch_warnings():
+                # The official pickles describe their arrays the way NumPy 1.x did; NumPy 2.4 warns about that.
+                warnings.simplefilter("ignore")
+                data = dataset_class(root, train=train)
+            return build_image_set(data.data.transpose(0, 3, 1, 2), data.targets)
+
+        return read(True), read(False)
+
+    def _read_packed(self, archive: Path) -> TrainAndTest:
+        from torchvision import datasets
+        from torchvision.datasets.utils import extract_archive
+
+        check_file(archive, getattr(datasets, self.class_name).tgz_md5)
+        with tempfile.TemporaryDirectory() as folder:
+            extract_archive(archive, folder)
+            return self._read(Path(folder))
+
+
+def cifar_files(name: str, num_classes: int, layout: CifarLayout, label_columns: tuple[str, ...]) -> DatasetFiles:
+    """Describe a dataset in the layout of torchvision's CIFAR-10 or CIFAR-100."""
     return DatasetFiles(
         name,
         num_classes,
         (3, 32, 32),
         label_columns,
-        f"{dataset_class.base_folder}/ or {dataset_class.filename}",
-        (dataset_class.base_folder, dataset_class.filename),
-        partial(_find_cifar, dataset_class),
-        (Download(dataset_class.url, dataset_class.filename, dataset_class.tgz_md5),),
+        f"{layout.folder}/ or {layout.archive.file_name}",
+        (layout.folder, layout.archive.file_name),
+        layout.find,
+        (layout.archive,),
     )
 
 
-def _find_cifar(dataset_class: type[CIFAR10], root: Path) -> Source | None:
-    folder, archive = root / dataset_class.base_folder, root / dataset_class.filename
-    if folder.is_dir():
-        names = [name for name, _ in _cifar_checksums(dataset_class)]
-        return Source(tuple(folder / name for name in names), partial(_read_cifar, dataset_class, root))
-    if archive.is_file():
-        return Source((archive,), partial(_read_packed_cifar, dataset_class, archive))
-    return None
-
-
-def _cifar_checksums(dataset_class: type[CIFAR10]) -> list[tuple[str, str]]:
-    files = [*dataset_class.train_list, *dataset_class.test_list]
-    return [*((name, md5) for name, md5 in files), (dataset_class.meta["filename"], dataset_class.meta["md5"])]
-
-
-def _read_cifar(dataset_class: type[CIFAR10], root: Path) -> TrainAndTest:
-    for name, md5 in _cifar_checksums(dataset_class):
-        check_file(root / dataset_class.base_folder / name, md5)
-
-    def read(train: bool) -> ImageSet:
-        with warnings.catch_warnings():
-            # The official pickles describe their arrays the way NumPy 1.x did; NumPy 2.4 warns about that.
-            warnings.simplefilter("ignore")
-            data = dataset_class(root, train=train)
-        return build_image_set(data.data.transpose(0, 3, 1, 2), data.targets)
-
-    return read(True), read(False)
-
-
-def _read_packed_cifar(dataset_class: type[CIFAR10], archive: Path) -> TrainAndTest:
-    check_file(archive, dataset_class.tgz_md5)
-    with tempfile.TemporaryDirectory() as folder:
-        extract_archive(archive, folder)
-        return _read_cifar(dataset_class, Path(folder))
-
-
-def find_svhn(root: Path) -> Source | None:
-    """Find torchvision's SVHN files, None where neither is there."""
-    files = tuple(root / SVHN.split_list[split][1] for split in ("train", "test"))
+def find_svhn(parts: tuple[Download, ...], root: Path) -> Source | None:
+    """Find torchvision's SVHN files (train, test), None where neither is there."""
+    files = tuple(root / part.file_name for part in parts)
     return Source(files, partial(_read_svhn, root)) if any(file.is_file() for file in files) else None
 
 
 def _read_svhn(root: Path) -> TrainAndTest:
+    from torchvision.datasets import SVHN
+
     def read(split: str) -> ImageSet:
         data = SVHN(root, split=split)
         return build_image_set(data.data, data.labels)
@@ -211,6 +231,8 @@ def _read_svhn(root: Path) -> TrainAndTest:
 
 def check_file(file: Path, md5: str) -> None:
     """Raise DataNotFoundError where a file is missing, DataCorruptError where its checksum is wrong."""
+    from torchvision.datasets.utils import check_integrity
+
     if not file.is_file():
         raise DataNotFoundError(f"{file} is missing, though other files of its dataset are there; add it")
     if not check_integrity(file, md5):

@@ -1,24 +1,36 @@
 """SVHN, the cropped house numbers: no augmentation, values scaled to [0, 1], no normalization."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
-from torchvision import datasets
 
 from adamsrt.dataloaders.cache import load_image_sets
 from adamsrt.dataloaders.images import build_image_loaders, normalization_table
 from adamsrt.dataloaders.loader import Loaders, check_arguments
 from adamsrt.dataloaders.sources import DatasetFiles, Download, find_svhn
 
+PARTS = (
+    Download(
+        "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
+        "train_32x32.mat",
+        "e26dedcc434d2e4c54c9b2d4a06d8373",
+    ),
+    Download(
+        "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
+        "test_32x32.mat",
+        "eb5a983be6a315427106f1b164d9cef3",
+    ),
+)
 SVHN = DatasetFiles(
     name="svhn",
     num_classes=10,
     image_shape=(3, 32, 32),
     label_columns=("label",),
     layout="train_32x32.mat with test_32x32.mat",
-    entries=tuple(datasets.SVHN.split_list[split][1] for split in ("train", "test")),
-    find_layout=find_svhn,
-    downloads=tuple(Download(*datasets.SVHN.split_list[split]) for split in ("train", "test")),
+    entries=tuple(part.file_name for part in PARTS),
+    find_layout=partial(find_svhn, PARTS),
+    downloads=PARTS,
 )
 
 

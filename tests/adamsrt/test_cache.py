@@ -453,3 +453,35 @@ def test_processes_that_start_at_once_build_one_cache(root, tmp_path):
     assert len(set(results)) == 1
     assert len(list(tmp_path.glob("read-*"))) == 1
     assert [file.name for file in cache_files(tmp_path)] == ["cifar10.arrow"]
+
+
+def test_what_the_datasets_say_of_torchvisions_files_is_what_torchvision_says():
+    """They are written down, since importing torchvision takes every worker seconds."""
+    for files, dataset_class in ((CIFAR10, datasets.CIFAR10), (CIFAR100, datasets.CIFAR100)):
+        folder, archive = dataset_class.base_folder, dataset_class.filename
+        assert files.entries == (folder, archive)
+        assert files.downloads == (sources.Download(dataset_class.url, archive, dataset_class.tgz_md5),)
+        listed = [name for name, _ in (*dataset_class.train_list, *dataset_class.test_list)]
+        assert files.find_layout.__self__.members == (*listed, dataset_class.meta["filename"])
+    parts = [datasets.SVHN.split_list[part] for part in ("train", "test")]
+    assert SVHN.downloads == tuple(sources.Download(*part) for part in parts)
+
+
+TRAIN = """
+import sys
+import training_example, tune_adamsrt.search
+from adamsrt.training import Training, TrainingSpec
+
+fields = dict(dataset="digits", model="resnet20", epochs=1, batch_size=32, valid_split=0.2, limit_train_examples=32)
+training = Training(TrainingSpec(**fields, optimizer="adamsrt", hyper_parameters={"lr": 0.1}, seed=0))
+training.run_epoch()  # torch's own Adam, AdamW and SGD import TorchDynamo at their first step
+training.load_state_dict(training.state_dict())
+print(sorted({"torchvision", "torch._dynamo", "sklearn"} & sys.modules.keys()))
+"""
+
+
+def test_a_worker_does_not_import_what_it_does_not_need():
+    """Each takes a second or two, in every process of a search."""
+    DATASETS["digits"].prepare("data")
+    done = subprocess.run([sys.executable, "-c", TRAIN], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
