@@ -71,6 +71,7 @@ def connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "ignore_reinit_error": True}
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    hush_ray()
     address = address or os.environ.get("RAY_ADDRESS")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -96,6 +97,12 @@ def connect(address: str | None) -> None:
                 f"the Ray cluster at {address} must let this search in, got {reason}; it must run the same versions of "
                 "Ray and Python, and if it asks for a token, set RAY_AUTH_MODE=token"
             ) from None
+
+
+def hush_ray() -> None:
+    """Keep pages of Ray's own log of lost nodes and workers off the terminal: `Checkpoints` tells in a line."""
+    worker: Any = ray._private.worker
+    worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 
 def _start_here(quiet: dict[str, Any]) -> None:

@@ -222,7 +222,7 @@ def has_trials(storage, name):
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=200)
 def test_a_killed_campaign_goes_on_and_ends_with_a_table(tmp_path, capsys):
     options = (
         "--setting resnet20-digits --optimizer adam --optimizer sgd --epochs 2 --max-total-epochs 4 --scheduler fifo "

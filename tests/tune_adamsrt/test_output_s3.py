@@ -82,7 +82,7 @@ def trials_in(journal):
     return [trial for trial in trials if trial.state.name != "WAITING"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=90)
 def test_a_killed_driver_goes_on_from_the_checkpoints_in_the_bucket(tmp_path, bucket):
     options = ["--trials", "4", "--output", bucket.uri]
     killed = start(tmp_path, [*KILLED, "report", "1", "2"], *options)  # a promoted trial has trained an epoch more
@@ -107,7 +107,7 @@ def test_a_killed_driver_goes_on_from_the_checkpoints_in_the_bucket(tmp_path, bu
     assert not any(SECRET.encode() in data for data in recorded) and SECRET not in output
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=90)
 def test_a_bucket_that_goes_away_costs_checkpoints_and_no_trial(tmp_path, bucket):
     process = start(tmp_path, SEARCH, "--trials", "2", "--output", bucket.uri)
     journal = tmp_path / "runs" / "optuna.journal"

@@ -39,7 +39,7 @@ def values_at(rung, trials):
     return {t.number: t.intermediate_values[rung] for t in trials if rung in t.intermediate_values}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=200)
 def test_what_was_asked_for_is_done_and_no_trial_starts_anew(tmp_path):
     (tmp_path / "resnet20-digits.yaml").write_text(SETTING)
     options = ["--setting", "resnet20-digits.yaml", "--scheduler", "promotion", "--trials", str(TRIALS), "--study", "p"]

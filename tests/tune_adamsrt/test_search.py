@@ -1,35 +1,17 @@
 """The search end to end: real Ray, Optuna, MLflow (SQLite) and images, as a user starts it."""
 
-import contextlib
-import os
 import re
 import runpy
 import shlex
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import optuna
 import pytest
+from search_process import REPOSITORY, SEARCH, environment, search
 
 from tune_adamsrt.search import main
 from tune_adamsrt.study import open_storage
-
-REPOSITORY = Path(__file__).parents[2]
-SEARCH = [sys.executable, "-m", "tune_adamsrt.search", "--confirm-seeds", "0", "--no-report"]  # see test_confirm.py
-
-
-def environment(tmp_path):
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_", "TUNE_"))}
-    return inherited | {"PYTHONPATH": str(REPOSITORY), "ADAMSRT_CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "100"}
-
-
-def search(tmp_path, *options, timeout=300):
-    return subprocess.run(
-        [*SEARCH, *options], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=timeout
-    )
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +23,7 @@ def finished(tmp_path_factory):
     return folder, done
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 class TestASearch:
     def test_tells_optuna_how_every_trial_ended(self, finished):
         folder, _ = finished
@@ -119,123 +101,7 @@ class TestASearch:
         assert "200 training examples only" in (folder / "best_hyper_parameters.py").read_text()
 
 
-def start_search(folder, *options):
-    return subprocess.Popen(
-        [*SEARCH, *options],
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(journal, text, process):
-    deadline = time.monotonic() + 300
-    while not (journal.exists() and text in journal.read_text()):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_it_cleanly_and_says_how_to_go_on(tmp_path):
-    process = start_search(tmp_path, "--setting", "resnet20-digits", "--study", "cut", "--scheduler", "fifo")
-    journal = tmp_path / "runs" / "optuna.journal"
-    wait_for(journal, "epoch:2", process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
-    assert "interrupted" in output
-    assert "--setting resnet20-digits --optimizer adamsrt --study cut" in output and "--scheduler fifo" in output
-    study = optuna.load_study(study_name="cut", storage=open_storage(str(journal)))
-    assert study.get_trials()[0].intermediate_values
-
-
-@pytest.mark.slow
-def test_a_killed_driver_is_resumed(tmp_path):
-    """Kill -9 in the middle; the same command with --resume finishes what was asked for, and nothing twice."""
-    from mlflow import MlflowClient
-
-    options = ["--setting", "resnet20-digits", "--trials", "3", "--epochs", "4", "--scheduler", "fifo"]
-    process = start_search(tmp_path, *options)
-    journal = tmp_path / "runs" / "optuna.journal"
-    wait_for(journal, '"end"', process)  # the first trial has ended, others run
-    process.kill()
-    process.communicate()
-    before = journal.read_text()
-
-    resumed = search(tmp_path, *options, "--resume")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert journal.read_text().startswith(before)
-    storage = open_storage(str(journal))
-    [summary] = storage.get_all_studies()
-    trials = optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()
-    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    assert len(complete) == 3
-    assert {trial.state.name for trial in trials} <= {"COMPLETE", "WAITING"}  # published points beyond the three wait
-    assert all(sorted(trial.intermediate_values) == [1, 2, 3, 4] for trial in complete)
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("resnet20-digits").experiment_id])
-    assert len(runs) == 4, "one parent, one child per trial"
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    for run in runs:
-        if "mlflow.parentRunId" in run.data.tags:
-            history = client.get_metric_history(run.info.run_id, "valid_accuracy")
-            assert sorted(point.step for point in history) == [1, 2, 3, 4]
-
-
-def trial_workers(folder):
-    """The processes that train trials of a search in this folder; Ray hands the driver's environment on to them."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            is_ours = f"ADAMSRT_CACHE_DIR={folder}/" in (process / "environ").read_text(errors="replace")
-            if is_ours and re.match(r"ray::\w*Trainable", (process / "cmdline").read_text()):
-                yield int(process.name)
-
-
-@pytest.mark.slow
-def test_a_killed_worker_costs_epochs_and_no_trial(tmp_path):
-    options = ["--setting", "resnet20-digits", "--trials", "2", "--epochs", "5", "--scheduler", "fifo"]
-    process = start_search(tmp_path, *options, "--max-concurrent", "1")
-    journal = tmp_path / "runs" / "optuna.journal"
-    wait_for(journal, "epoch:2", process)
-    workers = list(trial_workers(tmp_path))
-    assert workers
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
-    assert "2 of 2: 2 complete, 0 stopped, 0 failed" in output
-    storage = open_storage(str(journal))
-    [summary] = storage.get_all_studies()
-    first = optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()[0]
-    assert sorted(first.intermediate_values) == [1, 2, 3, 4, 5]
-    repeated = first.user_attrs["epochs_repeated"]
-    assert 1 <= repeated <= 5
-    assert f"{10 + repeated} of at most 10" in output, "epochs trained twice are counted"
-
-
-@pytest.mark.slow
-def test_a_search_whose_model_cannot_be_built_ends_soon_with_the_reason(tmp_path):
-    code = (
-        "import sys, tune_adamsrt.plan as plan, tune_adamsrt.search as search;"
-        "protocol = plan.Plan.protocol.fget;"
-        "plan.Plan.protocol = property(lambda self: protocol(self) | {'model': 'resnet1'});"
-        "sys.exit(search.main(sys.argv[1:]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--setting", "resnet20-digits", "--trials", "20", "--confirm-seeds", "0"],
-        cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stdout + done.stderr
-    reason = r"all of the first \d trials failed; trial 0: UnknownNameError: unknown model 'resnet1'"
-    assert re.search(reason, done.stdout), done.stdout
-    assert "none: no trial reached the full budget" in done.stdout
-
-
-@pytest.mark.slow
+@pytest.mark.slow(seconds=70)
 def test_two_searches_with_one_seed_are_the_same(tmp_path):
     """One trial at a time, CPU: same trials, same values, byte-identical exported entry. Here with promotion."""
     found = []
@@ -259,26 +125,6 @@ def test_two_searches_with_one_seed_are_the_same(tmp_path):
         found.append((trials, [line for line in lines if not line.lstrip().startswith("#")]))
     assert found[0] == found[1]
     assert len(found[0][0]) == 7
-
-
-@pytest.mark.slow
-def test_a_storage_lost_while_running_ends_the_search_and_can_be_resumed(tmp_path):
-    options = ["--setting", "resnet20-digits", "--trials", "2", "--epochs", "4", "--scheduler", "fifo"]
-    process = start_search(tmp_path, *options)
-    journal = tmp_path / "runs" / "optuna.journal"
-    wait_for(journal, "epoch:1", process)
-    journal.rename(tmp_path / "kept")
-    journal.mkdir()  # nobody may write a file there now, not even root
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1, output
-    assert "Traceback" not in output
-    assert "the study storage does not take the results" in output
-    assert "to go on" in output
-    journal.rmdir()
-    (tmp_path / "kept").rename(journal)
-    resumed = search(tmp_path, *options, "--resume")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "2 of 2: 2 complete" in resumed.stdout
 
 
 def refused(capsys, *options):
