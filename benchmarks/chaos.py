@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             about = {"seed": seed, "options": " ".join(options), "seconds": round(seconds), "killed": dict(chaos.kills)}
             results.append(about | {"broke off": chaos.broke_off} | examine(folder, arguments.trials))
         for name, value in results[-1].items():
-            print(f"  {name:<26}{value}", flush=True)
+            print(f"  {name:<32}{value}", flush=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     open_states = sum(result["Optuna states left open"] + result["MLflow states left open"] for result in results)
     return int(bool(open_states or sum(result["trials lost"] for result in results)))

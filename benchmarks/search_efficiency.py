@@ -8,6 +8,7 @@ learning curves of `curves.py`, under a simulated clock. See README.md for the m
 """
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ SETTING = load_setting("resnet18-cifar10")
 SPACE = build_search_space(SETTING, "adamsrt")
 
 FULL_BUDGETS = 16  # what each search may spend, in trainings of EPOCHS epochs
-TABLE_AT = (8, 10, 12, 14, 16)  # full budgets
+TABLE_AT = (1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)  # parts of that
 TARGETS = (0.01, 0.005)  # regret in accuracy; the first is the headline
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,6 +49,13 @@ NOTE_EVERY = EPOCHS // 9
 SAMPLERS.add(
     "gated tpe",
     lambda space, seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
+)
+# Without the bound that keeps an ask short after thousands of trials.
+SAMPLERS.add(
+    "tpe, all shown",
+    lambda space, seed: JointSampler(
+        optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True), space, most_shown=sys.maxsize
+    ),
 )
 # Stock Ray with our way to show a sampler the space, by its define-by-run function.
 JOINT = JointSampler(optuna.samplers.RandomSampler(), SPACE)
@@ -138,6 +146,7 @@ ARMS: dict[str, Callable[[int], Arm]] = {
     # Which part does it, and what else could be; not run unless named.
     "ours, gated": lambda seed: Ours(seed, sampler="gated tpe"),
     "ray, joint space": lambda seed: Stock(seed, has_joint_space=True, grace_period=10, reduction_factor=3),
+    "ours, all shown": lambda seed: Ours(seed, sampler="tpe, all shown"),  # to compare with ours at --full-budgets 200
     "ours, random sampler": lambda seed: Ours(seed, sampler="random"),
     "ours, no rungs": lambda seed: Ours(seed, rungs=()),
     "ours, promotion": lambda seed: Ours(seed, scheduler=Promotion),
@@ -154,7 +163,9 @@ IN_FULL, LAST_VALUE = " (best in full)", " (best last value)"
 HEADLINE = ("ours", "ours, published first", "random", "ray")
 
 
-def measure(arm_name: str, problem: Problem, seed: int, workers: int = MAX_CONCURRENT) -> list[dict[str, Any]]:
+def measure(
+    arm_name: str, problem: Problem, seed: int, workers: int = MAX_CONCURRENT, full_budgets: int = FULL_BUDGETS
+) -> list[dict[str, Any]]:
     """Run one search; give the regret of what its user would choose after every NOTE_EVERY epochs."""
     arm = ARMS[arm_name](seed)
     rows: list[dict[str, Any]] = []
@@ -179,19 +190,21 @@ def measure(arm_name: str, problem: Problem, seed: int, workers: int = MAX_CONCU
             )
 
     simulate(
-        arm, problem, seed, max_epochs=FULL_BUDGETS * EPOCHS, max_concurrent=workers, note=note, note_every=NOTE_EVERY
+        arm, problem, seed, max_epochs=full_budgets * EPOCHS, max_concurrent=workers, note=note, note_every=NOTE_EVERY
     )
     return rows
 
 
-def run_all(arms: Sequence[str], seeds: Sequence[int], problems: Sequence[Problem], workers: int) -> pa.Table:
+def run_all(
+    arms: Sequence[str], seeds: Sequence[int], problems: Sequence[Problem], workers: int, full_budgets: int
+) -> pa.Table:
     """Measure every search on every problem and seed, one after the other."""
     rows: list[dict[str, Any]] = []
     started = time.monotonic()
     for done, seed in enumerate(seeds, start=1):
         for problem in problems:
             for arm in arms:
-                rows += measure(arm, problem, seed, workers)
+                rows += measure(arm, problem, seed, workers, full_budgets)
         print(f"{done} of {len(seeds)} seeds after {time.monotonic() - started:.0f} s", flush=True)
     return pa.Table.from_pylist(rows)
 
@@ -199,7 +212,8 @@ def run_all(arms: Sequence[str], seeds: Sequence[int], problems: Sequence[Proble
 def render_results(table: pa.Table) -> str:
     measured = list(dict.fromkeys(table["search"].to_pylist()))
     others = [name for name in ("random", "ray", "ray" + IN_FULL) if name in measured]
-    return render(table, ours=measured[0], others=others, at=[EPOCHS * n for n in TABLE_AT], targets=TARGETS)
+    most = max(table["epochs"].to_pylist())
+    return render(table, ours=measured[0], others=others, at=[int(most * part) for part in TABLE_AT], targets=TARGETS)
 
 
 def main() -> None:
@@ -207,6 +221,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0, help="for a look at other seeds than the recorded ones")
     parser.add_argument("--workers", type=int, default=MAX_CONCURRENT, help="trials at the same time")
+    parser.add_argument("--full-budgets", type=int, default=FULL_BUDGETS, help="of a search, in trainings in full")
     parser.add_argument("--searches", nargs="+", default=HEADLINE, choices=list(ARMS), metavar="NAME")
     parser.add_argument("--problems", nargs="+", default=[p.name for p in PROBLEMS], metavar="NAME")
     parser.add_argument("--results", type=Path, default=RESULTS / "search_efficiency.parquet")
@@ -216,7 +231,8 @@ def main() -> None:
     if arguments.show:
         return print(render_results(pq.read_table(arguments.results)))
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    table = run_all(arguments.searches, seeds, [p for p in PROBLEMS if p.name in arguments.problems], arguments.workers)
+    problems = [problem for problem in PROBLEMS if problem.name in arguments.problems]
+    table = run_all(arguments.searches, seeds, problems, arguments.workers, arguments.full_budgets)
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, arguments.results)
     print(render_results(table))

@@ -43,13 +43,16 @@ class JointSampler(BaseSampler):
 
     The space that it is shown has no conditions: a range that may be zero is one log range, longer at its lower end,
     and what lies in the added part is zero. The trials that it is shown are those of `_View`; all of one study.
+
+    Args:
+        most_shown: of how many trials with a value a model is made, at most.
     """
 
-    def __init__(self, sampler: BaseSampler, space: SearchSpace) -> None:
+    def __init__(self, sampler: BaseSampler, space: SearchSpace, *, most_shown: int = MOST_SHOWN) -> None:
         self._sampler = sampler
         self._ranges = {name: allowed for name, allowed in space.ranges.items() if allowed.kind != "fixed"}
         self.joint = {name: _joint_distribution(allowed) for name, allowed in self._ranges.items()}
-        self._view = _View(self._encode)
+        self._view = _View(self._encode, most_shown)
 
     def infer_relative_search_space(self, study: OptunaStudy, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Give the space as `SearchSpace.suggest` asks for it, conditional parameters included."""
@@ -136,14 +139,15 @@ class _View:
     TPE's constant liar counts all that run among the poor. With early stopping they are the survivors. It speaks for
     trials before their first epoch only. Samplers read trials through `Study._get_trials`; all else is the study's own.
 
-    Of more than MOST_SHOWN trials with a value it shows MOST_SHOWN: the best BEST_SHOWN, and every so-many-th of the
+    Of more than `most_shown` trials with a value it shows so many: the best BEST_SHOWN, and every so-many-th of the
     others. TPE models at most 25 trials as good, which are the same then. All others only give the density of what was
     tried, of which some hundreds say as much: its kernels are 1 % of each range wide, whether there are 100 or 10,000.
     Trials before their first epoch are all shown, of which there are at most as many as workers.
     """
 
-    def __init__(self, encode: Callable[[FrozenTrial], FrozenTrial | None]) -> None:
+    def __init__(self, encode: Callable[[FrozenTrial], FrozenTrial | None], most_shown: int) -> None:
         self._encode = encode
+        self._most_shown = most_shown
         self._seen: list[_Seen] = []  # by number
         self._open: list[int] = []  # the others change no more
         self._ended: list[int] = []  # those with a value, by number
@@ -182,10 +186,10 @@ class _View:
     def _numbers_shown(self) -> list[int]:
         ranked = [(rank, number) for number in self._open if (rank := self._seen[number].rank) is not None]
         with_value = sorted([*self._ended, *(number for _, number in ranked)])
-        if len(with_value) > MOST_SHOWN:
+        if len(with_value) > self._most_shown:
             best = {number for _, number in heapq.nsmallest(BEST_SHOWN, [*self._best_ended, *ranked])}
             others = [number for number in with_value if number not in best]
-            every = np.linspace(0, len(others) - 1, MOST_SHOWN - len(best)).round().astype(int)
+            every = np.linspace(0, len(others) - 1, self._most_shown - len(best)).round().astype(int)
             with_value = [*best, *(others[i] for i in every)]
         before_first_epoch = [number for number in self._open if self._seen[number].rank is None]
         return sorted([*with_value, *before_first_epoch])
