@@ -36,12 +36,17 @@ class TrainStep:
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step; give the mean loss and the logits (B, num_classes) before it."""
+        loss, logits = self.gradients(images, labels)
+        self.optimizer.step()
+        return loss, logits
+
+    def gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of the mean loss in the parameters; give that loss and the logits (B, num_classes)."""
         self.optimizer.zero_grad(set_to_none=True)
         with float32_products(self.precision, images.device):
             logits = compute_logits(self.model, images, self.precision, self.memory_format)
             loss = functional.cross_entropy(logits, labels)
             loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
         return loss.detach(), logits.detach()
 
 

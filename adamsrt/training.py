@@ -8,10 +8,12 @@
 A user's own model and data need no `Training`: `train_epoch` and `evaluate` take any module and any loader.
 """
 
+import contextlib
 import copy
 import math
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -19,10 +21,10 @@ import torch
 from torch import Tensor
 
 from adamsrt.dataloaders import DATASETS
-from adamsrt.dataloaders.loader import Loader, generator_for
+from adamsrt.dataloaders.loader import Loader, Loaders, generator_for
 from adamsrt.epoch import OnBatch, Step, TrainStep, evaluate, norms, train_epoch
 from adamsrt.graph import GraphedStep
-from adamsrt.models import build_model
+from adamsrt.models import ConvNet, build_model
 from adamsrt.optimizers import build_optimizer
 from adamsrt.precision import best_memory_format, check_precision
 
@@ -33,6 +35,8 @@ PLACES = ("data_root", "device", "num_workers", "cuda_graph")
 HOW_STEPS_ARE_TAKEN = {"foreach", "fused", "capturable"}  # options of an optimizer that depend on the device
 # Images of an evaluation batch, times their pixels: on a CPU what stays in the cache, on a GPU what keeps it busy.
 EVALUATION_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
+
+_drawing_weights = threading.Lock()  # torch's modules draw them from the generator of the whole process
 
 __all__ = ["EpochResult", "TestResult", "Training", "TrainingSpec", "evaluate", "norms", "train_epoch"]
 
@@ -120,9 +124,14 @@ class TestResult:
 class Training:
     """One model being trained on one dataset by one optimizer.
 
-    Equal specs give equal weights, bit for bit on CPU with an equal number of threads. The initial weights are drawn
-    from a seed of their own; the global random state stays as it was.
+    Equal specs give equal weights, bit for bit on CPU with an equal number of threads, whatever else runs in the
+    process or ran there before. The initial weights are drawn from a seed of their own; the global random state stays
+    as it was.
 
+    Args:
+        predecessor: a training that has ended. Where it was of the same kind its model, and what was captured of it as
+            a CUDA graph, is taken over, with fresh weights; it must not be trained any further.
+        loaders: those of `build_loaders` for this spec, where others share their data.
     Attributes:
         spec, model, optimizer: what it was built from, and the live objects.
         epoch: epochs done.
@@ -132,39 +141,34 @@ class Training:
         ValueError: for a name, size or hyper-parameter that does not exist or fit, or data that cannot be had.
     """
 
-    def __init__(self, spec: TrainingSpec) -> None:
+    def __init__(
+        self, spec: TrainingSpec, *, predecessor: "Training | None" = None, loaders: Loaders | None = None
+    ) -> None:
         self.spec = spec
-        dataset = DATASETS[spec.dataset]
-        with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU: alike for every device
-            torch.default_generator.manual_seed(generator_for(spec.seed, 0, "weights").initial_seed())
-            self.model = build_model(
-                spec.model,
-                num_classes=dataset.num_classes,
-                in_channels=dataset.in_channels,
-                image_size=dataset.image_size,
-            )
         self._memory_format = best_memory_format(spec.device, spec.precision)
-        self.model.to(device=spec.device, memory_format=self._memory_format)  # type: ignore[call-overload]
+        if predecessor is not None and _kind(predecessor.spec) == _kind(spec):
+            self.model: ConvNet = predecessor.model
+            with _initial_weights(spec.seed):
+                self.model.redraw()
+            self.model.train().zero_grad(set_to_none=True)
+        else:
+            predecessor = None
+            self.model = _new_model(spec)
+            self.model.to(device=spec.device, memory_format=self._memory_format)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(spec.optimizer, self.model, **spec.hyper_parameters)
-        step = TrainStep(self.model, self.optimizer, precision=spec.precision, memory_format=self._memory_format)
-        with_graph = spec.cuda_graph and torch.device(spec.device).type == "cuda"
-        self._step: Step = GraphedStep(step, spec.batch_size) if with_graph else step
+        self._step: Step
+        if predecessor is not None and isinstance(predecessor._step, GraphedStep):
+            self._step = predecessor._step
+            self._step.go_on_with(self.optimizer)
+        else:
+            step = TrainStep(self.model, self.optimizer, precision=spec.precision, memory_format=self._memory_format)
+            with_graph = spec.cuda_graph and torch.device(spec.device).type == "cuda"
+            self._step = GraphedStep(step, spec.batch_size) if with_graph else step
         self._scale_invariant = self.model.conv_params()
         self._scheduler = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, milestones=list(lr_drop_epochs(spec.epochs)), gamma=LR_DROP_FACTOR
         )
-        optional = {} if spec.valid_split is None else {"valid_split": spec.valid_split}
-        self._train, self._valid, self._test = dataset.get_dataloaders(
-            train_batch_size=spec.batch_size,
-            test_batch_size=evaluation_batch_size(spec.device, spec.batch_size, dataset.image_size),
-            dataset_root_path=spec.data_root,
-            num_workers=spec.num_workers,
-            seed=spec.seed,
-            split_seed=spec.split_seed,
-            limit_train_examples=spec.limit_train_examples,
-            device=spec.device,
-            **optional,
-        )
+        self._train, self._valid, self._test = build_loaders(spec) if loaders is None else loaders
         self.epoch = 0
         self.best_epoch = 0
         self.best_valid_accuracy = -math.inf
@@ -261,6 +265,23 @@ class Training:
         self._best_weights = None if best is None else _copy_tensors(best, device=self.spec.device)
 
 
+def build_loaders(spec: TrainingSpec) -> Loaders:
+    """Build the (train, validation, test) loaders of a training. Raises ValueError for data that cannot be had."""
+    dataset = DATASETS[spec.dataset]
+    optional = {} if spec.valid_split is None else {"valid_split": spec.valid_split}
+    return dataset.get_dataloaders(
+        train_batch_size=spec.batch_size,
+        test_batch_size=evaluation_batch_size(spec.device, spec.batch_size, dataset.image_size),
+        dataset_root_path=spec.data_root,
+        num_workers=spec.num_workers,
+        seed=spec.seed,
+        split_seed=spec.split_seed,
+        limit_train_examples=spec.limit_train_examples,
+        device=spec.device,
+        **optional,
+    )
+
+
 def evaluation_batch_size(device: str, batch_size: int, image_size: int) -> int:
     """Give the size of the batches that evaluation is fastest with; at least that of training."""
     pixels = EVALUATION_PIXELS.get(torch.device(device).type, 0)
@@ -270,6 +291,30 @@ def evaluation_batch_size(device: str, batch_size: int, image_size: int) -> int:
 def lr_drop_epochs(epochs: int) -> tuple[int, ...]:
     """List the epochs after which the learning rate drops tenfold: 1/3, 5/9 and 7/9 of all, rounded, at least 1."""
     return tuple(max(1, round(epochs * numerator / denominator)) for numerator, denominator in LR_DROPS_AT)
+
+
+@contextlib.contextmanager
+def _initial_weights(seed: int) -> Iterator[None]:
+    """Have torch's modules draw the initial weights of this seed while this is open, on the CPU: alike everywhere."""
+    with _drawing_weights, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator_for(seed, 0, "weights").initial_seed())
+        yield
+
+
+def _new_model(spec: TrainingSpec) -> ConvNet:
+    dataset = DATASETS[spec.dataset]
+    with _initial_weights(spec.seed):
+        return build_model(
+            spec.model,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.in_channels,
+            image_size=dataset.image_size,
+        )
+
+
+def _kind(spec: TrainingSpec) -> tuple[Any, ...]:
+    """What two trainings must share for one to go on in the memory, and with the graph, of the other."""
+    return spec.dataset, spec.model, spec.device, spec.precision, spec.batch_size, spec.cuda_graph
 
 
 def _copy_tensors(tensors: Mapping[str, Tensor], *, device: str | None = None) -> dict[str, Tensor]:

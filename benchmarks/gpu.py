@@ -34,7 +34,7 @@ TENSORS = [
     ((1000,), {"weight_decay": 0.05}),
 ]
 MODELS, ROUNDS, STEPS_PER_ROUND = ("resnet18", "resnet20", "vgg16"), 15, 10
-TIME_LIMIT_S, WARM_UP_STEPS = 400, 2
+TIME_LIMITS_S, WARM_UP_STEPS = {"epochs": 300, "slots": 430}, 2
 
 
 def draw(seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -203,7 +203,7 @@ def main() -> None:
     for model in MODELS:
         say_rows(step_times(model))
     try:
-        from benchmarks import gpu_epochs
+        from benchmarks import gpu_epochs, gpu_slots
     except ImportError as error:
         say(f"\nNo loader and no epochs: {error}")
         return
@@ -211,7 +211,11 @@ def main() -> None:
     say("\n| optimizer | precision | largest difference of weights: with a graph | without, again |\n|---|---|---|---|")
     say_rows(gpu_epochs.graph_differences())
     say("\n| model | arm | seconds per epoch | aim |\n|---|---|---|---|")
-    say_rows(gpu_epochs.epoch_times(start_s + TIME_LIMIT_S))
+    say_rows(gpu_epochs.epoch_times(start_s + TIME_LIMITS_S["epochs"]))
+    say(f"\nSlots of one process: {attempt(gpu_slots.compare_with_alone)}")
+    say("\n| model | trials at a time | epochs per second | trials of 405 epochs per hour | against one |")
+    say("|---|---|---|---|---|")
+    say_rows(gpu_slots.rates(start_s + TIME_LIMITS_S["slots"]))
     say(f"\n{time.perf_counter() - start_s:.0f} s in all.")
 
 

@@ -21,11 +21,14 @@ export RAY_AUTH_MODE=token
 chmod 600 ~/.ray/auth_token   # Ray writes it readable for everyone
 export RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=3   # a lost node is noticed soon
 
+export TUNE_ADAMSRT_MPS=${TUNE_ADAMSRT_MPS:-0}   # 1: NVIDIA's MPS for trials that share a GPU, see cluster/README.md
+
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 addresses=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes%%[[:space:]]*}" hostname -I)
 address=${addresses%% *}   # CHOOSE: the first of the first node's; another one where the nodes meet on another network
 
 # Starts Ray on every node, waits for all of them, runs the search on the first, and stops Ray.
-srun --no-kill ray symmetric-run --address "$address:6379" --min-nodes "$SLURM_NNODES" \
+# shellcheck disable=SC2016 # expanded on the node
+srun --no-kill bash -euc '. cluster/mps.sh; exec ray symmetric-run "$@"' _ --address "$address:6379" --min-nodes "$SLURM_NNODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --object-store-memory 200000000 \
   -- python -m tune_adamsrt.search --address "$address:6379" "$@"

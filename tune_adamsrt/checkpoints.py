@@ -15,6 +15,7 @@ from tune_adamsrt.draining import NodeLeavingError, node_is_leaving
 from tune_adamsrt.lost_workers import LostWorkers
 from tune_adamsrt.trainable import TrainingTrainable
 from tune_adamsrt.uris import below
+from tune_adamsrt.versions import has_other_versions
 
 if TYPE_CHECKING:  # the workers need neither the study nor Optuna
     from tune_adamsrt.study import Study
@@ -39,7 +40,8 @@ class CheckpointedTrainable(TrainingTrainable):
     def _begin(self, config: dict[str, Any]) -> None:
         super()._begin(config)
         self._kept_epoch = self._epoch
-        self._is_leaving = node_is_leaving()  # a kept process may be handed its next trial there
+        # A kept process may be handed its next trial on a node that leaves; one with other versions trains nothing.
+        self._is_leaving = node_is_leaving() or has_other_versions(config.get("place", {}).get("versions"))
 
     @property
     def _epoch(self) -> int:

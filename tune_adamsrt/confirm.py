@@ -9,7 +9,7 @@ study, so that a restart does not read it again.
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -28,6 +28,7 @@ from tune_adamsrt.running import run_trials
 from tune_adamsrt.searcher import hopeless_reason
 from tune_adamsrt.study import StorageLostError, Study, top_candidates
 from tune_adamsrt.trainable import training_spec
+from tune_adamsrt.versions import OtherVersionsError, has_other_versions, installed
 from tune_adamsrt.weights import load_weights, remove_weights, weights_file
 
 TEST_TRIES = 3  # a machine that is lost while it tests costs another try
@@ -57,6 +58,7 @@ def confirm(
     info: SearchInfo,
     resources: TrialResources,
     max_concurrent: int,
+    slots: Callable[[], int] | None = None,
     view: View,
     tracking: Tracker,
 ) -> tuple[Confirmation, str | None]:
@@ -64,6 +66,7 @@ def confirm(
 
     Args:
         plan, info: the search's.
+        slots: see `run_trials`.
     Returns:
         What it came to (without a candidate where it was cut short), and why it was cut short: "interrupted", or the
         error in one line; None where it was not.
@@ -81,7 +84,13 @@ def confirm(
         confirmation.add_observer(observer)
     budget = Budget(confirmation, trials=about.trials)
     stopped_by = run_trials(
-        plan, confirmation, budget, resources=resources, max_concurrent=about.max_concurrent, note=view.note
+        plan,
+        confirmation,
+        budget,
+        resources=resources,
+        max_concurrent=about.max_concurrent,
+        slots=slots,
+        note=view.note,
     )
     result = Confirmation(None, tuple(confirmation.trials.values()), (), candidates)
     if stopped_by is None:
@@ -163,10 +172,15 @@ def conclude(plan: Plan, search: Study, confirmation: Study, resources: TrialRes
 
 def _run_test(plan: Plan, runs: Sequence[TrialRecord], resources: TrialResources) -> list[float]:
     """Read the test set in one Ray task, with a trial's resources: the threads decide a CPU's last bits."""
-    place = plan.place(resources)
+    place = plan.place(resources) | {"versions": installed()}
     config = {"protocol": plan.protocol, "place": place, "hyper_parameters": runs[0].hyper_parameters, "seed": 0}
     files = [weights_file(plan.weights_folder, run.number) for run in runs]
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=TEST_TRIES)(measure_test_accuracies)
+    task = ray.remote(measure_test_accuracies).options(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        max_retries=TEST_TRIES,
+        retry_exceptions=[OtherVersionsError],
+    )
     try:
         accuracies: list[float] = ray.get(task.remote(config, files))
         return accuracies
@@ -183,7 +197,11 @@ def measure_test_accuracies(config: Mapping[str, Any], files: Sequence[str]) -> 
     Args:
         config: as a trial's, see `TrainingTrainable`.
         files: paths or URIs of the weights.
+    Raises:
+        OtherVersionsError: this node has other versions than the driver.
     """
+    if has_other_versions(config["place"].get("versions")):
+        raise OtherVersionsError
     torch.set_num_threads(max(1, int(config["place"]["cpus_per_trial"])))
     training = Training(training_spec(dict(config)))
     blank = training.state_dict()

@@ -1,8 +1,9 @@
-"""What a search from another machine runs on the cluster's head: `python -m tune_adamsrt.head_job run|pack|status`.
+"""What a search from another machine runs on the cluster's head: `python -m tune_adamsrt.head_job WHAT ...`.
 
     run REQUEST    a search, in ~/tune_adamsrt, as the request (JSON) says; ends with the search's own exit code
     pack JOB       what a job has left to bring home, as text between two marks: a tar file in base64
     status ...     `python -m tune_adamsrt.status`, where the newest such search keeps its studies
+    studies ...    `python -m tune_adamsrt.search --list-studies`, likewise
 
 A search notes what is to be brought home with `bring_home`; elsewhere that does nothing.
 """
@@ -59,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(PACK_BEGINS, base64.b64encode(pack(job_folder(rest[0]))).decode(), PACK_ENDS, sep="\n")
         return 0
     place = newest_place()
+    if command == "studies":
+        from tune_adamsrt import search
+
+        return search.main(["--list-studies", *(with_places([]) if place is None else place), *rest])
     if place is None:
         print("error: a search must have begun on the cluster, got none yet; look again in a moment", file=sys.stderr)
         return 2

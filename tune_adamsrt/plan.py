@@ -63,6 +63,7 @@ class Plan:
     precision: str = "fp32"
     first_points: tuple[HyperParameters, ...] = ()
     campaign: str | None = None
+    engine_slots: int | None = None  # how many trials share one process, and with it a GPU; None: a process for each
 
     @property
     def name(self) -> str:
@@ -87,6 +88,8 @@ class Plan:
             "num_workers": int(resources.cpus),  # ImageNet's loader only; the other sets are in memory
             "checkpoint_epochs": self.rungs if self.scheduler == "promotion" else (),
         }
+        if self.engine_slots is not None:
+            place |= {"engine_slots": self.engine_slots, "cuda_graph": True}
         return place | ({"keep_weights": self.weights_folder} if self.keeps_weights else {})
 
     @property

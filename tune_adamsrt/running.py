@@ -7,15 +7,14 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
-import ray
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSystem
 from ray import tune
 
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.checkpoints import CheckpointedTrainable, Checkpoints
+from tune_adamsrt.engine_trainable import EngineTrainable
 from tune_adamsrt.lost_workers import MAX_LOST_WORKERS, LostWorkers
 from tune_adamsrt.plan import Plan
 from tune_adamsrt.records import TrialState
@@ -26,6 +25,7 @@ from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.slots import WithinSlots
 from tune_adamsrt.study import StorageLostError, Study
 from tune_adamsrt.uris import below, check_holds_no_credentials
+from tune_adamsrt.versions import installed
 
 EXIT_AT_ONCE = 130
 
@@ -51,7 +51,6 @@ def run_trials(
     """
     if plan.scheduler == "promotion":
         study.pause_interrupted(plan.rungs)
-    hush_ray()
     with stopped_by_signals(note) as received:
         try:
             while True:
@@ -62,6 +61,8 @@ def run_trials(
                 if received or not study.interrupted:
                     break  # else the last trials lost their workers when Tune had stopped asking for more
         except StorageLostError as error:
+            if received:
+                return "interrupted"
             return f"broken off, since the study storage does not take the results: {error}"
         except Exception as error:
             if received:
@@ -102,8 +103,8 @@ def build_tuner(
     rungs = Rungs(plan.rungs, reduction_factor=plan.setting.reduction_factor)
     lost_workers = LostWorkers()
     return tune.Tuner(
-        tune.with_resources(CheckpointedTrainable, resources.for_tune()),
-        param_space={"protocol": plan.protocol, "place": plan.place(resources)},
+        tune.with_resources(EngineTrainable if plan.engine_slots else CheckpointedTrainable, resources.for_tune()),
+        param_space={"protocol": plan.protocol, "place": plan.place(resources) | {"versions": installed()}},
         tune_config=tune.TuneConfig(
             search_alg=WithinSlots(RecoveringSearcher(study, budget, rungs, lost_workers), max_concurrent, slots),
             scheduler=(Promotion if plan.scheduler == "promotion" else SuccessiveHalving)(study, rungs, budget),
@@ -122,12 +123,6 @@ def build_tuner(
             verbose=0,
         ),
     )
-
-
-def hush_ray() -> None:
-    """Keep pages of Ray's own log of lost nodes and workers off the terminal: `Checkpoints` tells in a line."""
-    worker: Any = ray._private.worker
-    worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 
 @contextlib.contextmanager

@@ -31,11 +31,13 @@ from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.campaign import check_campaign, epochs_to_do, goes_on, is_done, with_equal_epochs
 from tune_adamsrt.candidates import describe_failures
-from tune_adamsrt.cluster_job import is_elsewhere, search_elsewhere
-from tune_adamsrt.command_line import without_options
+from tune_adamsrt.cluster_job import DEFAULT_OUTPUT, is_elsewhere, place, run_quietly, search_elsewhere
+from tune_adamsrt.command_line import leave, without_options
 from tune_adamsrt.confirm import confirm, confirmed_model
+from tune_adamsrt.engine_plan import check_trials_per_gpu, engine_resources, parts_per_trial, with_slots
 from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
 from tune_adamsrt.head_job import bring_home
+from tune_adamsrt.journal import Journal
 from tune_adamsrt.mlflow_model import log_model
 from tune_adamsrt.paths import short_path, this_python
 from tune_adamsrt.plan import Plan, local_folder, make_plans, prepare_data, render_plan
@@ -64,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.list_settings:
             return list_settings()
         if arguments.list_studies:
-            return list_studies(arguments)
+            return list_studies_there(arguments) if is_elsewhere(arguments) else list_studies(arguments)
         plans = make_plans(arguments)
+        check_trials_per_gpu(plans, arguments)
         if plans[0].campaign is not None:
             check_campaign(arguments)
             plans = [with_equal_epochs(plan) for plan in plans]
@@ -82,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_output(plans[0].output)
         with Console().status("starting Ray"):
             connect(arguments.address)
+        if arguments.trials_per_gpu is not None:
+            with Console().status("looking how many trials share a GPU"):
+                plans = with_slots(plans, arguments.trials_per_gpu)
         resources = [trial_resources(plan, arguments) for plan in plans]
         for per_trial in dict.fromkeys(resources):
             check_cluster(per_trial, arguments.max_on_demand_cost)
@@ -120,6 +126,20 @@ def list_studies(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def list_studies_there(arguments: argparse.Namespace) -> int:
+    """Print what --list-studies prints on a cluster's head. Returns its exit code."""
+    address = arguments.address or (None if arguments.cluster else os.environ.get("RAY_ADDRESS"))
+    options = ["--output", arguments.output] if arguments.output != DEFAULT_OUTPUT else []
+    options += ["--study-storage", arguments.study_storage] if arguments.study_storage else []
+    if any(mask_secrets(word) != word for word in options):
+        raise ValueError("--study-storage must hold no password with --cluster, since Ray shows it; leave it out")
+    with place(arguments.cluster, address, export=None, output=arguments.output) as at:
+        command = ["python", "-m", "tune_adamsrt.head_job", "studies", *options]
+        code, text = run_quietly(at.jobs, command, of="studies")
+    print(text, end="")
+    return code
+
+
 def storage_location(arguments: argparse.Namespace) -> str:
     """The Journal file or database that holds the studies."""
     return str(arguments.study_storage or local_folder(arguments.output) / "optuna.journal")
@@ -132,13 +152,15 @@ def shown_storage(arguments: argparse.Namespace) -> str:
 
 def dry_run(plans: Sequence[Plan], arguments: argparse.Namespace) -> int:
     for plan in plans:
-        print(render_plan(plan, cpus_per_trial=arguments.cpus_per_trial, gpus_per_trial=arguments.gpus_per_trial))
+        print(render_plan(plan, **parts_per_trial(plan, arguments)))
     if len(plans) > 1:
         print(f"{len(plans)} searches, at most {sum(plan.max_epochs_spent for plan in plans)} epochs in total")
     return DONE
 
 
 def trial_resources(plan: Plan, arguments: argparse.Namespace) -> TrialResources:
+    if plan.engine_slots is not None:
+        return engine_resources(plan, arguments.cpus_per_trial)
     return choose_trial_resources(
         cpus=arguments.cpus_per_trial,
         gpus=arguments.gpus_per_trial,
@@ -207,6 +229,8 @@ def run_search(
         plan = dataclasses.replace(plan, study_name=newest)
     with locked(plan.study_name, plan.local_output):
         view = TerminalView()
+        if isinstance(storage, Journal):
+            storage.report_waits(view.note)
         undelivered = Undelivered(plan.local_output, plan.study_name, storage_location(arguments), tracking_uri)
         tracking = Tracking(tracking_uri, on_warning=view.warn, undelivered=undelivered)
         try:
@@ -253,6 +277,7 @@ def search_and_confirm(
         reserves=plan.campaign is not None,
     )
     slots = arguments.max_concurrent or count_slots(resources)
+    slots_now = None if arguments.max_concurrent else functools.partial(count_slots, resources)
     info = dataclasses.replace(
         describe_search(plan, study, resources, arguments.time_budget, min(slots, plan.trials)), **among
     )
@@ -266,7 +291,7 @@ def search_and_confirm(
         budget,
         resources=resources,
         max_concurrent=info.max_concurrent,
-        slots=None if arguments.max_concurrent else functools.partial(count_slots, resources),
+        slots=slots_now,
         note=view.note,
     )
     ended_by = stopped_by or hopeless_reason(study, plan.trials) or budget.reason_not_to_start() or "done"
@@ -281,6 +306,7 @@ def search_and_confirm(
             info=info,
             resources=resources,
             max_concurrent=slots,
+            slots=slots_now,
             view=view,
             tracking=tracking,
         )
@@ -431,4 +457,4 @@ def resume_command(plan: Plan) -> str:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    leave(main())

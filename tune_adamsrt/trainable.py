@@ -1,23 +1,28 @@
 """The worker's side: Ray Tune's Trainable around `adamsrt.training.Training`, one epoch a step.
 
 The process is kept between trials (`reset_config`): starting one costs several seconds, more than a short trial.
-Workers get plain values and report plain values; they know nothing of Optuna or MLflow.
+Workers get plain values and report plain values; they know nothing of Optuna or MLflow. Torch is imported by whoever
+trains in this process: the driver and the proxies of `engine_trainable` do without.
 """
 
-import contextlib
 import dataclasses
+import os
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
-from adamsrt.training import EpochResult, Training, TrainingSpec
 from tune_adamsrt.records import EpochReport
 from tune_adamsrt.weights import save_weights, weights_file
 
+if TYPE_CHECKING:
+    from adamsrt.training import EpochResult, TrainingSpec
+
+CHECKPOINT_FILE = "training.pt"
 _REPORT_FIELDS = tuple(field.name for field in dataclasses.fields(EpochReport) if field.name != "reported_at")
 
 
@@ -31,7 +36,7 @@ class TrainingTrainable(tune.Trainable):
     checkpoint: path or URI of a folder to go on from after the driver was lost; None otherwise.
 
     Divergence and exceptions end the trial at once, as a result with a `failure`, so that Tune retries nothing but
-    lost workers.
+    lost workers. Who trains is `_training`: an `adamsrt.training.Training` of this process, or what a subclass gives.
     """
 
     # A checkpoint is due when training since the last one took this many times what the last one cost: 2 % at most.
@@ -39,7 +44,7 @@ class TrainingTrainable(tune.Trainable):
     FIRST_CHECKPOINT_AFTER_S = 30.0
 
     def setup(self, config: dict[str, Any]) -> None:
-        torch.set_num_threads(max(1, int(config["place"]["cpus_per_trial"])))
+        self._prepare_process(config)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -51,19 +56,50 @@ class TrainingTrainable(tune.Trainable):
         self._selection: str = config["protocol"]["selection"]
         self._checkpoint_epochs = frozenset(config["place"]["checkpoint_epochs"])
         self._keep_weights: str | None = config["place"].get("keep_weights")
-        self._training: Training | None = None
+        self._training: Any = None
         self._failure: str | None = None
         self._checkpoint_cost_s = self.FIRST_CHECKPOINT_AFTER_S / self.TRAINING_PER_CHECKPOINT
         self._checkpointed_at = time.monotonic()
         try:
-            self._training = Training(training_spec(config))
+            self._training = self._start(config)
+        except RayActorError:
+            raise
         except Exception as error:
-            self._failure = _one_line(error)
+            end_with_the_gpu(error)
+            self._failure = one_line(error)
             return
         if config.get("checkpoint") is not None:
             # A checkpoint that is gone or damaged costs epochs, not the trial.
-            with contextlib.suppress(Exception):
+            try:
                 self._fetch(config["checkpoint"])
+            except RayActorError:
+                raise
+            except Exception:
+                return
+
+    # What a subclass that trains elsewhere does in another way.
+
+    def _prepare_process(self, config: dict[str, Any]) -> None:
+        """Make the process ready for the first trial."""
+        import torch
+
+        torch.set_num_threads(max(1, int(config["place"]["cpus_per_trial"])))
+
+    def _start(self, config: dict[str, Any]) -> Any:
+        """Give who trains the configuration. Raises whatever the model, the data or the machine raises."""
+        from tune_adamsrt import trainable
+
+        build: Any = trainable.Training  # comes with the first look, and torch with it
+        return build(training_spec(config))
+
+    def _save(self, file: Path) -> None:
+        save_training(self._training, file)
+
+    def _load(self, file: Path) -> None:
+        load_training(self._training, file)
+
+    def _save_best_weights(self, file: str) -> None:
+        save_best_weights(self._training, file)
 
     def _fetch(self, checkpoint: str) -> None:
         """Go on from the checkpoint at a path or URI."""
@@ -77,10 +113,12 @@ class TrainingTrainable(tune.Trainable):
         try:
             result = self._training.run_epoch()
             if self._keep_weights is not None and result.epoch == self._training.spec.epochs and result.is_finite:
-                weights = self._training.state_dict()["best_weights"]
-                save_weights(weights_file(self._keep_weights, self._number), weights)
+                self._save_best_weights(weights_file(self._keep_weights, self._number))
+        except RayActorError:  # a lost worker, and no word about the trial
+            raise
         except Exception as error:
-            return self._failed(_one_line(error))
+            end_with_the_gpu(error)
+            return self._failed(one_line(error))
         report = self._report(result)
         values = {"trial_number": self._number, **dataclasses.asdict(report)}
         if not report.is_finite:
@@ -88,8 +126,7 @@ class TrainingTrainable(tune.Trainable):
         done = result.epoch == self._training.spec.epochs
         return values | {DONE: done, SHOULD_CHECKPOINT: not done and self._is_checkpoint_due(result.epoch)}
 
-    def _report(self, result: EpochResult) -> EpochReport:
-        assert self._training is not None
+    def _report(self, result: "EpochResult") -> EpochReport:
         best_so_far = self._selection == "best" and result.is_finite
         return EpochReport(
             value=self._training.best_valid_accuracy if best_so_far else result.valid_accuracy,
@@ -106,21 +143,47 @@ class TrainingTrainable(tune.Trainable):
         return time.monotonic() - self._checkpointed_at >= self.TRAINING_PER_CHECKPOINT * self._checkpoint_cost_s
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        assert self._training is not None
         started = time.monotonic()
-        torch.save(self._training.state_dict(), Path(checkpoint_dir) / "training.pt")
+        self._save(Path(checkpoint_dir) / CHECKPOINT_FILE)
         self._checkpointed_at = time.monotonic()
         self._checkpoint_cost_s = max(self._checkpointed_at - started, 0.1)
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]  # Tune passes the path
-        if self._training is None:
-            return
-        state = torch.load(Path(checkpoint) / "training.pt", map_location="cpu", weights_only=True)
-        self._training.load_state_dict(state)
+        if self._training is not None:
+            self._load(Path(checkpoint) / CHECKPOINT_FILE)
 
 
-def training_spec(config: dict[str, Any]) -> TrainingSpec:
+def __getattr__(name: str) -> Any:
+    if name == "Training":
+        from adamsrt.training import Training
+
+        return Training
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def save_training(training: Any, file: Path) -> None:
+    """Write all that a resume needs."""
+    import torch
+
+    torch.save(training.state_dict(), file)
+
+
+def load_training(training: Any, file: Path) -> None:
+    """Go on from what `save_training` wrote; runs no code from the file."""
+    import torch
+
+    training.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def save_best_weights(training: Any, file: str) -> None:
+    """Write the weights of the best validation epoch to a path or URI. Raises OSError."""
+    save_weights(file, training.state_dict()["best_weights"])
+
+
+def training_spec(config: dict[str, Any]) -> "TrainingSpec":
     """Build the library's spec from a trial's configuration."""
+    from adamsrt.training import TrainingSpec
+
     known = config["protocol"] | config["place"]
     names = {field.name for field in dataclasses.fields(TrainingSpec)} & known.keys()
     return TrainingSpec(
@@ -150,6 +213,25 @@ def _is_finite(value: float) -> bool:
     return value - value == 0.0
 
 
-def _one_line(error: BaseException) -> str:
+class TrialError(Exception):
+    """What a trial failed by in another process, in the words of `one_line`."""
+
+
+def end_with_the_gpu(error: BaseException) -> None:
+    """End the process at an error of a GPU after which every call in it fails, as all but a full memory are.
+
+    The trial has lost a worker, which costs epochs; the trials that the process would be handed next cost nothing.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or isinstance(error, torch.OutOfMemoryError):
+        return
+    if isinstance(error, torch.AcceleratorError):
+        os._exit(1)
+
+
+def one_line(error: BaseException) -> str:
+    """Give an error's type and the first line of what it says."""
+    if isinstance(error, TrialError):
+        return str(error)
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

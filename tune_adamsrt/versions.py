@@ -1,8 +1,10 @@
 """What is installed on the cluster's nodes, against what the driver has. Other versions would train other networks.
 
-Ray itself turns away nodes with another Ray or Python when they join. The rest is asked: one tiny task per node.
+Ray itself turns away nodes with another Ray or Python when they join. The rest is asked: one tiny task per node. A
+worker that is handed a trial before that looks for itself.
 """
 
+import contextlib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterable
@@ -20,6 +22,10 @@ MOVE_WITHIN_S = 60.0  # what a trial on a node that must go has to reach its epo
 
 Versions = dict[str, str | None]
 Asked = list[tuple[Node, "ray.ObjectRef[Versions]"]]
+
+
+class OtherVersionsError(Exception):
+    """A task has come to a node with other versions than the driver's."""
 
 
 def installed() -> Versions:
@@ -82,6 +88,20 @@ def describe_difference(here: Versions, there: Versions) -> str | None:
         if version is not None and there.get(name) != version:
             return f"{name} {version}, got {there.get(name) or 'none'}"
     return None
+
+
+def has_other_versions(wanted: Versions | None) -> bool:
+    """Tell whether this worker's node is none for a search's trials; then nothing more of it starts there.
+
+    Args:
+        wanted: what the driver has; None where it did not say.
+    """
+    difference = None if wanted is None else describe_difference(wanted, installed())
+    if difference is None:
+        return False
+    with contextlib.suppress(Exception):  # a head that is away for a moment: the driver sends it away soon
+        send_away(ray.get_runtime_context().get_node_id(), f"must have {difference}", deadline_s=MOVE_WITHIN_S)
+    return True
 
 
 class NewNodes:

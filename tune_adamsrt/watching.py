@@ -43,7 +43,7 @@ def watched(
         yield
         return
     cluster = look_at_cluster()
-    new_nodes = NewNodes(cluster.nodes, note)
+    new_nodes = NewNodes((), note)  # all once more: one that did not answer before may do so now
     on_demand = None
     if max_on_demand_cost is not None:
         on_demand = OnDemand(cluster, resources, on_demand_after_s, max_on_demand_cost, kept, note)

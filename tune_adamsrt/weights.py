@@ -3,12 +3,14 @@
 import contextlib
 import io
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
 from pyarrow.fs import FileSystem
-from torch import Tensor
 
 from tune_adamsrt.uris import below
+
+if TYPE_CHECKING:  # whoever only names files does without torch
+    from torch import Tensor
 
 
 def weights_file(folder: str, number: int) -> str:
@@ -16,8 +18,10 @@ def weights_file(folder: str, number: int) -> str:
     return below(folder, f"trial-{number}.pt")
 
 
-def save_weights(file: str, weights: Mapping[str, Tensor]) -> None:
+def save_weights(file: str, weights: "Mapping[str, Tensor]") -> None:
     """Write a state dict, from whatever device; a file that is there is replaced. Raises OSError."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save({name: tensor.cpu() for name, tensor in weights.items()}, buffer)
     filesystem, path = FileSystem.from_uri(file)
@@ -26,7 +30,7 @@ def save_weights(file: str, weights: Mapping[str, Tensor]) -> None:
         stream.write(buffer.getvalue())
 
 
-def load_weights(file: str) -> dict[str, Tensor]:
+def load_weights(file: str) -> "dict[str, Tensor]":
     """Read a state dict, to the CPU; runs no code from the file. Raises OSError."""
     return weights_of(read_bytes(file))
 
@@ -38,8 +42,10 @@ def read_bytes(file: str) -> bytes:
         return bytes(stream.read())
 
 
-def weights_of(content: bytes) -> dict[str, Tensor]:
+def weights_of(content: bytes) -> "dict[str, Tensor]":
     """Read a state dict from a file's content, to the CPU."""
+    import torch
+
     weights: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return weights
 

@@ -1,5 +1,6 @@
 """What the models share: convolutions followed by BatchNorm, and the two parameter lists the optimizers ask for."""
 
+import torch
 from torch import nn
 
 
@@ -17,6 +18,30 @@ class ConvNet(nn.Module):
         """List all other parameters: BatchNorm's and the classifier's."""
         conv_ids = {id(parameter) for parameter in self.conv_params()}
         return [parameter for parameter in self.parameters() if id(parameter) not in conv_ids]
+
+    @torch.no_grad()
+    def redraw(self) -> None:
+        """Draw the initial weights anew into the memory that they have, and reset BatchNorm and its statistics.
+
+        From one state of torch's global CPU generator the weights are those of a newly built model, bit for bit, on any
+        device and in any memory format. Building one takes longer: memory that a process has not touched before costs
+        as much as the random numbers.
+        """
+        drawn = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        scratch = torch.empty(max(sum(p.numel() for p in module.parameters()) for module in drawn))
+        for module in self.modules():  # in the order in which they were built, and drew their weights
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, nn.Conv2d | nn.Linear):
+                own = list(module.parameters())
+                places = [parameter.data for parameter in own]
+                # On the CPU and contiguous: torch draws in the order of memory, and elsewhere other numbers.
+                sizes = [parameter.numel() for parameter in own]
+                for parameter, piece in zip(own, scratch[: sum(sizes)].split_with_sizes(sizes), strict=True):
+                    parameter.data = piece.view(parameter.shape)
+                module.reset_parameters()
+                for parameter, place in zip(own, places, strict=True):
+                    parameter.data = place.copy_(parameter.data)
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Sequential:

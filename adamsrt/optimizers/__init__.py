@@ -9,6 +9,7 @@ from adamsrt.optimizers import baselines
 from adamsrt.optimizers.adam_g import AdamG
 from adamsrt.optimizers.adam_srt import AdamS, AdamSRT
 from adamsrt.optimizers.base import OptimizerEntry
+from adamsrt.optimizers.eager import leave_dynamo_out
 from adamsrt.optimizers.param_groups import param_groups
 from adamsrt.optimizers.sgd_mrt import SGDMRT
 from adamsrt.registry import Registry
@@ -45,6 +46,7 @@ def build_optimizer(name: str, model: nn.Module, **hyper_parameters: Any) -> Opt
         raise ValueError(f"hyper-parameters of {name} must be among {valid}, got {', '.join(unknown)}")
     if isinstance(hyper_parameters.get("betas"), list | tuple):
         hyper_parameters["betas"] = tuple(hyper_parameters["betas"])  # JSON and YAML have lists only
+    leave_dynamo_out()
     return entry.build(_params_of(model) if entry.uses_groups else model.parameters(), **hyper_parameters)
 
 

@@ -118,7 +118,7 @@ class AdamLike(GroupedOptimizer):
         lr = lr_of(group)
         torch._fused_adam_(
             [each.x for each in rows],
-            [each.grad for each in rows],
+            [update.grad_rows() for update in updates],
             [each.m for each in rows],
             [each.v for each in rows if each.v is not None],
             [],

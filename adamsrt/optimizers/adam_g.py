@@ -54,7 +54,7 @@ def adam_g_step_(
 def adam_g_block_step_(block: Block, *, step: Number, lr: Number, betas: tuple[float, float], eps: float) -> None:
     """Take the same step on a block of rows at once, in place and without temporaries of its size."""
     beta1, beta2 = betas
-    xs, ms, vs, split = block.xs, block.ms, block.vs, block.split
+    xs, ms, split = block.xs, block.ms, block.split
     tiny = torch.finfo(xs[0].dtype).tiny
     torch._foreach_div_(xs, split(block.squares(xs).sqrt_().clamp_min_(tiny)))
     grads = block.grads()
@@ -62,8 +62,7 @@ def adam_g_block_step_(block: Block, *, step: Number, lr: Number, betas: tuple[f
     for grad, x, inner_product, scratch in zip(grads, xs, along, block.scratch, strict=True):
         torch.addcmul(grad, x, inner_product, value=-1, out=scratch)  # the part of grad that is tangent at x
     torch._foreach_lerp_(ms, block.scratch, 1 - beta1)
-    v = torch.cat(vs).mul_(beta2).add_(block.squares(block.scratch), alpha=1 - beta2)
-    torch._foreach_copy_(vs, split(v))
+    v = block.v.mul_(beta2).add_(block.squares(block.scratch), alpha=1 - beta2)
     scale = lr / (1 - beta1**step) / (v / (1 - beta2**step)).sqrt_().add_(eps)
     length = block.squares(ms).sqrt_()
     cos, sin = torch.cos(scale * length), torch.sin(scale * length)

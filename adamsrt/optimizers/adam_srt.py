@@ -74,14 +74,13 @@ def adam_srt_block_step_(
     beta1, beta2 = betas
     grads = block.decayed_grads(weight_decay)
     torch._foreach_lerp_(block.ms, grads, 1 - beta1)
-    v = torch.cat(block.vs).mul_(beta2).add_(block.squares(grads), alpha=1 - beta2)
+    v = block.v.mul_(beta2).add_(block.squares(grads), alpha=1 - beta2)
     denominator = v.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
     a = block.sizes**0.5 * (lr / (1 - beta1**step)) / denominator
     if rt:
         A = block.squares(block.xs)
         M, N = inner_after_step(A, block.products(block.ms, block.xs), block.squares(block.ms), a)
         rescale_(v, A, N, eps)
-    torch._foreach_copy_(block.vs, block.split(v))
     torch._foreach_addcmul_(block.xs, block.ms, block.split(a), value=-1)
     if rt:
         block.transport(M, N, eps)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,14 +11,15 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from adamsrt.geometry import group_dtype
 from adamsrt.optimizers.blocks import Block, block_limit, blocks_of, scratch_size
+from adamsrt.optimizers.counters import Counters, Share
 from adamsrt.optimizers.options import check_options, check_parameter, dims_of, lr_of
+from adamsrt.optimizers.plan import Plan
 from adamsrt.optimizers.update import Update, options_of
-from adamsrt.optimizers.ways import Way, partition
+from adamsrt.optimizers.ways import partition
 
 if TYPE_CHECKING:
     from adamsrt.optimizers.launch import Column, Launcher
 
-CPU = torch.device("cpu")
 MAX_KEPT = 16
 Number = float | Tensor
 
@@ -68,8 +70,8 @@ class GroupedOptimizer(Optimizer):
     def _forget(self) -> None:
         """Drop what can be made again; it is in no state dict, pickle or copy."""
         self._options: list[Hashable] = []
-        self._updates: dict[int, Update] = {}
-        self._blocks: dict[tuple[Update, ...], list[Block]] = {}
+        self._plans: dict[tuple[bool, ...], Plan] = {}  # by which parameters have a gradient
+        self._counters = Counters([])
         self._launcher: Launcher | None = None
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -115,65 +117,67 @@ class GroupedOptimizer(Optimizer):
                 loss = closure()
         if _is_captured() and not all(group["capturable"] for group in self.param_groups):
             raise RuntimeError("a step in a CUDA graph must be capturable; build the optimizer with capturable=True")
+        xs = [x for group in self.param_groups for x in group["params"]]
+        plan = self._plan_of(xs, [x.grad for x in xs])
+        self._count_steps(plan)
+        for update in plan.for_loop:
+            self._step_one(update)
+        for update, blocks in self._blocks_of(plan):
+            self._step_blocks(update, blocks)
+        for members in plan.fused:
+            self._step_fused(members)
+        plan.let_go()
+        return loss
+
+    def _plan_of(self, xs: list[Tensor], grads: list[Tensor | None]) -> Plan:
+        """Give the plan of a step, with its gradients: that of an earlier step where it holds."""
         options = [options_of(group) for group in self.param_groups]
         if options != self._options:
             self._forget()
             self._options = options
-        updates = [
-            self._update_of(x, x.grad, group)
-            for group in self.param_groups
-            for x in group["params"]
-            if x.grad is not None
-        ]
-        by_way = partition(updates, lambda update: update.way)
-        self._count_steps(updates)
-        for update in by_way[Way.FOR_LOOP]:
-            self._step_one(update)
-        for members in partition(by_way[Way.FOREACH], self._kind_of_block).values():
-            self._step_blocks(members)
-        for members in partition(by_way[Way.FUSED], _kind_of_launch).values():
-            self._step_fused(members)
-        for update in updates:
-            update.let_go()
-        return loss
+        key = tuple([grad is not None for grad in grads])
+        params, gradients = list(compress(xs, key)), [grad for grad in grads if grad is not None]
+        plan = self._plans.get(key)
+        if plan is None or not plan.holds(params, gradients, self.state):
+            if plan is not None or len(self._plans) >= MAX_KEPT:  # other parameters have gradients at every step
+                self._plans.clear()
+            groups = compress((group for group in self.param_groups for _ in group["params"]), key)
+            updates = [self._new_update(*each) for each in zip(params, gradients, groups, strict=True)]
+            plan = self._plans[key] = Plan(updates, gradients, self.state, (self.MOMENTUM, self.SECOND_MOMENT))
+        plan.take(gradients)
+        return plan
 
-    def _update_of(self, x: Tensor, grad: Tensor, group: dict[str, Any]) -> Update:
+    def _new_update(self, x: Tensor, grad: Tensor, group: dict[str, Any]) -> Update:
         """Give what the step of one parameter needs; make its state at the first step."""
-        update, state = self._updates.get(id(x)), self.state[x]
-        if update is not None and update.state is state and update.group is group and update.renew(grad):
-            return update
         if grad.layout is not torch.strided:
             name = type(self).__name__
             raise RuntimeError(f"{name} needs dense gradients, got a sparse one; use torch.optim.SparseAdam")
+        state = self.state[x]
         if not state:
             self.init_state(x, dims_of(x, group), state)
-        self._blocks.clear()
-        update = self._updates[id(x)] = Update(x, grad, state, group, (self.MOMENTUM, self.SECOND_MOMENT), self.KERNEL)
-        return update
+        return Update(x, grad, state, group, (self.MOMENTUM, self.SECOND_MOMENT), self.KERNEL)
 
-    def _count_steps(self, updates: list[Update]) -> None:
+    def _count_steps(self, plan: Plan) -> None:
         """Count a step of every parameter, on the CPU, where reading waits for no device, or where it is needed."""
         if self.SECOND_MOMENT is None:
             return  # its formulas know no step
-        for update in updates:
-            on_device = update.group["capturable"] or (update.way is Way.FUSED and update.size == 1)
-            device = update.x.device if on_device else CPU
-            if update.state["step"].device != device:
-                update.state["step"] = update.state["step"].to(device)
-        for members in partition(updates, lambda update: update.state["step"].device).values():
+        for members in partition(plan.on_device, lambda update: update.x.device).values():
+            for update in members:
+                update.step = update.state["step"] = update.state["step"].to(update.x.device)
             steps = [update.state["step"] for update in members]
             torch._foreach_add_(steps, torch.ones((), device=steps[0].device), alpha=1)  # 1 alone becomes many tensors
-            if steps[0].device == CPU:
-                for update, step in zip(members, torch.stack(steps).tolist(), strict=True):
-                    update.step = step
-        for update in updates:
-            if update.group["capturable"]:
-                update.step = update.state["step"]
+        if plan.on_cpu:
+            if plan.share is None or not plan.share.holds():
+                plan.share = self._share_of([update.state for update in plan.on_cpu])
+            plan.set_steps(plan.share.count())
 
-    def _kind_of_block(self, update: Update) -> Hashable:
-        """Give what the members of a block share: options, device, dtype and step."""
-        step = id(update) if update.group["capturable"] else update.step
-        return id(update.group), update.x.device, update.x.dtype, update.size == 1, step
+    def _share_of(self, states: list[dict[str, Any]]) -> Share:
+        """Give what counts the steps of these states, beside all others that are counted together already."""
+        if not self._counters.cover(states):
+            live = {id(state): state for state in self.state.values()}
+            together = {id(state): state for state in (*self._counters.states, *states) if id(state) in live}
+            self._counters = Counters(list(together.values()))
+        return Share(self._counters, states)
 
     def _step_one(self, update: Update) -> None:
         x, grad, weight_decay = update.x, update.grad, update.group["weight_decay"]
@@ -182,29 +186,30 @@ class GroupedOptimizer(Optimizer):
         take = self.update_element if update.size == 1 else self.update_rows
         take(update, grad, _in_float64(update.step), lr_of(update.group))
 
-    def _step_blocks(self, updates: list[Update]) -> None:
-        group, step, lr = updates[0].group, _in_float64(updates[0].step), lr_of(updates[0].group)
-        take = self.update_elements if updates[0].size == 1 else self.update_block
-        for block in self._blocks_of(updates):
+    def _step_blocks(self, update: Update, blocks: list[Block]) -> None:
+        """Take a step on blocks whose rows share all options and the step of this update."""
+        group, step, lr = update.group, _in_float64(update.step), lr_of(update.group)
+        take = self.update_elements if update.size == 1 else self.update_block
+        for block in blocks:
             block.gather()
             take(block, group, step, lr)
             block.scatter()
 
-    def _blocks_of(self, updates: list[Update]) -> list[Block]:
-        """Give the blocks of these updates, kept from step to step, as is the scratch buffer that they share."""
-        members = tuple(updates)
-        if members not in self._blocks:
-            rows = [update.rows for update in updates if update.rows is not None]
-            x = rows[0].x
-            limit = block_limit(x.device)
-            size = scratch_size(rows, limit)
-            scratch = self._scratch.get((x.device, x.dtype))
-            if scratch is None or len(scratch) < size:
-                scratch = self._scratch[x.device, x.dtype] = torch.empty(size, device=x.device, dtype=x.dtype)
-            if len(self._blocks) >= MAX_KEPT:  # other parameters have gradients at every step
-                self._blocks.clear()
-            self._blocks[members] = blocks_of(rows, limit, scratch)
-        return self._blocks[members]
+    def _blocks_of(self, plan: Plan) -> list[tuple[Update, list[Block]]]:
+        """Give the blocks of a plan, each list with an update that says what its rows share."""
+        if plan.blocks is None:
+            kinds = partition(plan.foreach, _kind_of_block).values()
+            plan.blocks = [(members[0], self._new_blocks(members)) for members in kinds]
+        return plan.blocks
+
+    def _new_blocks(self, updates: list[Update]) -> list[Block]:
+        x = updates[0].x
+        limit = block_limit(x.device)
+        size = scratch_size(updates, limit)
+        scratch = self._scratch.get((x.device, x.dtype))
+        if scratch is None or len(scratch) < size:  # all blocks share it
+            scratch = self._scratch[x.device, x.dtype] = torch.empty(size, device=x.device, dtype=x.dtype)
+        return blocks_of(updates, limit, scratch)
 
     def _step_fused(self, updates: list[Update]) -> None:
         """Take a step on updates of one device, dtype and mode: one launch for all rows, of all parameter groups."""
@@ -214,7 +219,8 @@ class GroupedOptimizer(Optimizer):
                 from adamsrt.optimizers.launch import Launcher  # needs Triton
 
                 self._launcher = Launcher(self.KERNEL)
-            self._launcher([update.rows for update in rows if update.rows is not None], self.numbers_of(rows))
+            grads = [update.grad_rows() for update in rows]
+            self._launcher([update.rows for update in rows if update.rows], grads, self.numbers_of(rows))
         elements = [update for update in updates if update.size == 1]
         for members in partition(elements, lambda update: id(update.group)).values():
             self.update_elements_fused(members, members[0].group)
@@ -252,8 +258,10 @@ class GroupedOptimizer(Optimizer):
         raise NotImplementedError
 
 
-def _kind_of_launch(update: Update) -> Hashable:
-    return update.x.device, update.x.dtype, update.group["capturable"]
+def _kind_of_block(update: Update) -> Hashable:
+    """Give what the members of a block share: options, device, dtype and step."""
+    step = id(update) if update.group["capturable"] else update.step
+    return id(update.group), update.x.device, update.x.dtype, update.size == 1, step
 
 
 def _in_float64(step: Number) -> Number:

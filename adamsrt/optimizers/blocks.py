@@ -4,10 +4,14 @@ An operation of torch on a whole tensor reads it from memory and writes it back.
 megabytes at a time does that once.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from adamsrt.optimizers.rows import Rows
+from adamsrt.optimizers.packs import Pack, Part
+from adamsrt.optimizers.update import Update
 from adamsrt.optimizers.ways import partition
 
 # Elements per block. Four arrays of this size are in use at a time: weights, gradient, momentum and scratch; in float32
@@ -18,64 +22,84 @@ LONGEST_NORM = 1 << 14
 # Elements of a tensor that is copied together with others, since calling operations on it takes longer than they do.
 SMALL = 1 << 15
 
-Part = tuple[Rows, int, int]  # rows, the first of them, the end
-
 
 class Block:
-    """Rows of one or several parameters.
+    """Rows of one or several parameters; small ones are copied together for the time of a step.
 
     Attributes:
-        xs, ms, vs: views of weights (r, d), momenta (r, d) and second moments (r, 1), if any.
+        xs, ms: tensors of weights (r, d) and momenta (r, d).
+        v: the second moments of all rows (all rows, 1), where rows have one. vs: those of single elements, like xs.
         scratch: tensors of the shapes of xs, to be overwritten at will.
         counts: the number of rows in each. sizes: d of every row, a number where they agree, otherwise (all rows, 1).
     """
 
     def __init__(self, parts: list[Part], scratch: Tensor) -> None:
-        self._parts = parts
-        self.xs = [rows.x[first:end] for rows, first, end in parts]
-        self.ms = [rows.m[first:end] for rows, first, end in parts]
-        self.vs = [rows.v[first:end] for rows, first, end in parts if rows.v is not None]
+        packs = sorted(partition(parts, _pack_of).values(), key=lambda pack: pack[0].x.shape[1])
+        parts = [part for pack in packs for part in pack]
+        has_v, is_elements = parts[0].v is not None, parts[0].x.shape[1] == 1
+        self._pieces = [Pack(pack, with_v=has_v and is_elements) if len(pack) > 1 else pack[0] for pack in packs]
+        self._packs = [piece for piece in self._pieces if isinstance(piece, Pack)]
+        self._grads: list[Tensor] = []
+        self._to = [tensor for pack in self._packs for tensor in pack.originals]
+        self._from = [tensor for pack in self._packs for tensor in pack.copies]
+        self.xs = [piece.x for piece in self._pieces]
+        self.ms = [piece.m for piece in self._pieces]
+        self.vs = [piece.v for piece in self._pieces if piece.v is not None] if is_elements else []
+        self._vs = [part.v for part in parts if part.v is not None] if not is_elements else []
+        if self._vs:
+            self.v = torch.cat(self._vs)
+            self._to += self._vs
+            self._from += self.v.split_with_sizes([len(v) for v in self._vs])
         self.counts = [len(x) for x in self.xs]
-        self.num_elements = sum(x.numel() for x in self.xs)
-        pieces = scratch[: self.num_elements].split_with_sizes([x.numel() for x in self.xs])
-        self.scratch = [piece.view(x.shape) for piece, x in zip(pieces, self.xs, strict=True)]
+        self.scratch = _cut(scratch, [x.shape for x in self.xs])
+        by_length = partition(self.xs, lambda x: x.shape[1])
+        self._scratch_by_length = _cut(scratch, [(sum(map(len, xs)), d) for d, xs in by_length.items()])
         self.sizes = _sizes(self.xs)
 
     def gather(self) -> None:
         """Make ready for a step on the gradients that there are now."""
+        for pack in self._packs:
+            pack.gather()
+        if self._vs:
+            torch.cat(self._vs, out=self.v)
+        self._grads = [piece.grad() for piece in self._pieces]
 
     def scatter(self) -> None:
-        """Bring the results of the step to the parameters and their state."""
-
-    def grads(self) -> list[Tensor]:
-        """Give the gradients (r, d). They are read only."""
-        return [rows.grad if end - first == len(rows.x) else rows.grad[first:end] for rows, first, end in self._parts]
+        """Bring the results of the step to the parameters and their state, and forget the gradients."""
+        if self._to:
+            torch._foreach_copy_(self._to, self._from)
+        self._grads = []
 
     def decayed_grads(self, weight_decay: float) -> list[Tensor]:
         """Give grad + weight_decay x, written into the scratch; the gradients themselves without weight decay."""
-        grads = self.grads()
         if weight_decay == 0:
-            return grads
-        return [
+            return self._grads
+        for grad, x, s in zip(self._grads, self.xs, self.scratch, strict=True):
             torch.add(grad, x, alpha=weight_decay, out=s)
-            for grad, x, s in zip(grads, self.xs, self.scratch, strict=True)
-        ]
+        return self.scratch
+
+    def grads(self) -> list[Tensor]:
+        """Give the gradients (r, d). They are read only."""
+        return self._grads
 
     def squares(self, rows: list[Tensor]) -> Tensor:
         """Compute <x, x> of every row of tensors with the shapes of xs: (all rows, 1). Overwrites the scratch."""
+        scratch = self.scratch
+        if rows is scratch:
+            rows = scratch = self._scratch_by_length
         norms = [
             torch.linalg.vector_norm(x, 2, 1, True)
             if x.shape[1] <= LONGEST_NORM
             else torch.mul(x, x, out=s).sum(1, keepdim=True).sqrt_()
-            for x, s in zip(rows, self.scratch, strict=True)
+            for x, s in zip(rows, scratch, strict=True)
         ]
         return torch.cat(norms).square_()
 
     def products(self, rows: list[Tensor], others: list[Tensor]) -> Tensor:
         """Compute <x, y> of every row of two lists of tensors: (all rows, 1). Overwrites the scratch."""
-        return torch.cat(
-            [torch.mul(x, y, out=s).sum(1, keepdim=True) for x, y, s in zip(rows, others, self.scratch, strict=True)]
-        )
+        for x, y, s in zip(rows, others, self.scratch, strict=True):
+            torch.mul(x, y, out=s)
+        return torch.cat([s.sum(1, keepdim=True) for s in self._scratch_by_length])
 
     def split(self, values: Tensor) -> list[Tensor]:
         """Cut values per row (all rows, 1) into one piece per tensor."""
@@ -91,46 +115,17 @@ class Block:
         torch._foreach_addcmul_(self.ms, self.xs, self.split(M / denominator), value=-1)
 
 
-class PackedBlock(Block):
-    """Rows of many small tensors, copied into one matrix for every length of rows: fewer, larger operations."""
-
-    def __init__(self, parts: list[Part], scratch: Tensor) -> None:
-        packs = partition(parts, lambda part: _pack_of(part[0]))
-        self._packed: list[tuple[Rows, Block]] = []
-        packed_parts = []
-        for members in packs.values():
-            if len(members) == 1:
-                packed_parts += members
-                continue
-            tensors = Block(members, scratch)
-            x, v = (torch.cat(each) if each else None for each in (tensors.xs, tensors.vs))
-            assert x is not None
-            packed = Rows(x, torch.empty_like(x), torch.empty_like(x), v)
-            self._packed.append((packed, tensors))
-            packed_parts.append((packed, 0, len(x)))
-        super().__init__(packed_parts, scratch)
-        self._results, self._copies = [], []
-        for packed, tensors in self._packed:
-            self._results += tensors.xs + tensors.ms + tensors.vs
-            for each in (packed.x, packed.m, packed.v):
-                self._copies += [] if each is None else tensors.split(each)
-
-    def gather(self) -> None:
-        for packed, tensors in self._packed:
-            torch.cat(tensors.xs, out=packed.x)
-            torch.cat(tensors.ms, out=packed.m)
-            torch.cat(tensors.grads(), out=packed.grad)
-            if packed.v is not None:
-                torch.cat(tensors.vs, out=packed.v)
-
-    def scatter(self) -> None:
-        if self._results:
-            torch._foreach_copy_(self._results, self._copies)
-
-
-def _pack_of(rows: Rows) -> tuple[int, int]:
+def _pack_of(part: Part) -> tuple[int, int]:
     """Give what the tensors of a matrix share: the length of a row; a tensor that is not small is alone."""
-    return rows.x.shape[1], 0 if rows.x.numel() <= SMALL else id(rows)
+    x = part.update.x
+    return part.x.shape[1], 0 if x.numel() <= SMALL else id(x)
+
+
+def _cut(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Cut the front of a flat tensor into tensors of these shapes."""
+    sizes = [math.prod(shape) for shape in shapes]
+    pieces = flat[: sum(sizes)].split_with_sizes(sizes)
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def _sizes(xs: list[Tensor]) -> Tensor | int:
@@ -146,32 +141,34 @@ def block_limit(device: torch.device) -> int:
     return min(BLOCK * torch.get_num_threads(), LARGEST_BLOCK) if device.type == "cpu" else BLOCK_ON_GPU
 
 
-def scratch_size(rows: list[Rows], limit: int) -> int:
-    """Give the elements of the largest block that these rows can need."""
-    return max(min(limit, sum(each.x.numel() for each in rows)), max(each.x.shape[1] for each in rows))
+def scratch_size(updates: list[Update], limit: int) -> int:
+    """Give the elements of the largest block that the rows of these updates can need."""
+    sizes = [update.x.numel() for update in updates]
+    return max(min(limit, sum(sizes)), max(update.size for update in updates))
 
 
-def blocks_of(rows: list[Rows], limit: int, scratch: Tensor) -> list[Block]:
-    """Cut and pack rows into blocks of at most `limit` elements; a block holds at least one row.
+def blocks_of(updates: list[Update], limit: int, scratch: Tensor) -> list[Block]:
+    """Cut and pack the rows of updates into blocks of at most `limit` elements; a block holds at least one row.
 
     Args:
         scratch: flat, of the `scratch_size` or larger; the blocks share it.
     """
     blocks: list[Block] = []
-    parts: list[tuple[Rows, int, int]] = []
+    parts: list[Part] = []
     room = limit
-    for each in rows:
-        r, d = each.x.shape
+    for update in updates:
+        d = update.size
+        r = update.x.numel() // d
         first = 0
         while first < r:
             end = min(r, first + max(room // d, 0 if parts else 1))
             if end > first:
-                parts.append((each, first, end))
+                parts.append(Part(update, first, end))
                 room -= (end - first) * d
                 first = end
             if first < r:
-                blocks.append(PackedBlock(parts, scratch))
+                blocks.append(Block(parts, scratch))
                 parts, room = [], limit
     if parts:
-        blocks.append(PackedBlock(parts, scratch))
+        blocks.append(Block(parts, scratch))
     return blocks

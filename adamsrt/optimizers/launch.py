@@ -41,14 +41,15 @@ class Launcher:
         self._kernel = getattr(kernels, name)
         self._for_capture: Tensor | None = None
 
-    def __call__(self, rows: list[Rows], columns: list[Column]) -> None:
+    def __call__(self, rows: list[Rows], grads: list[Tensor], columns: list[Column]) -> None:
         """Update the rows, which are of one device and dtype.
 
         Args:
+            grads: the gradient of each, in the shape of its rows.
             columns: the numbers of the kernel in its order, one per tensor each; tensors (n,) lie on the device.
         """
         x = rows[0].x
-        host = torch.tensor(_lines(rows, columns), dtype=torch.int64)
+        host = torch.tensor(_lines(rows, grads, columns), dtype=torch.int64)
         table = self._on_device(host, x.device)
         numbers = table.view(torch.float64)
         for index, column in enumerate(columns):
@@ -87,15 +88,15 @@ class Launcher:
         return table.copy_(host.pin_memory(), non_blocking=True)
 
 
-def _lines(rows: list[Rows], columns: list[Column]) -> list[list[int]]:
+def _lines(rows: list[Rows], grads: list[Tensor], columns: list[Column]) -> list[list[int]]:
     """Make the lines of the table, numbers as the bits of a float64, 0 where the number is on the device."""
     on_host = [[0.0] * len(rows) if isinstance(column, Tensor) else column for column in columns]
     bits = torch.tensor(on_host, dtype=torch.float64).T.contiguous().view(torch.int64).tolist()
     lines, first_row = [], 0
-    for each, numbers in zip(rows, bits, strict=True):
+    for each, grad, numbers in zip(rows, grads, bits, strict=True):
         r, d = each.x.shape
         v = 0 if each.v is None else each.v.data_ptr()
-        pointers = [each.x.data_ptr(), each.grad.data_ptr(), each.m.data_ptr()]
+        pointers = [each.x.data_ptr(), grad.data_ptr(), each.m.data_ptr()]
         is_aligned = d % 4 == 0 and d * each.x.itemsize % 16 == 0 and all(pointer % 16 == 0 for pointer in pointers)
         line = [*pointers, v, d, first_row, int(is_aligned), *numbers]
         lines.append(line + [0] * (WIDTH - len(line)))
@@ -115,4 +116,4 @@ def try_out(name: str, device: torch.device) -> None:
     x, grad, m = (torch.ones(2, 4, device=device) for _ in range(3))
     number_of_numbers = WIDTH - NUM_INTEGERS
     numbers: list[Any] = [[1.0]] * number_of_numbers
-    Launcher(name)([Rows(x, grad, m, torch.ones(2, 1, device=device))], numbers)
+    Launcher(name)([Rows(x, m, torch.ones(2, 1, device=device))], [grad], numbers)

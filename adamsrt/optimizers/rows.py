@@ -12,10 +12,9 @@ from adamsrt.geometry import group_size
 
 @dataclass(slots=True)
 class Rows:
-    """The rows of one parameter: views (r, d) of weights, gradient and momentum, and (r, 1) of v."""
+    """The rows of one parameter: views (r, d) of weights and momentum, and (r, 1) of v."""
 
     x: Tensor
-    grad: Tensor
     m: Tensor
     v: Tensor | None
 
@@ -45,7 +44,7 @@ def has_rows(shape: tuple[int, ...], stride: tuple[int, ...], dims: tuple[int, .
 def rows_of(
     x: Tensor, grad: Tensor, state: dict[str, Any], dims: tuple[int, ...], momentum: str, second_moment: str | None
 ) -> Rows | None:
-    """View a parameter, its gradient and its state as rows, single elements as rows of one; None where that fails.
+    """View a parameter and its state as rows, single elements as rows of one; None where that fails.
 
     State in another memory format than its parameter is copied, once.
     """
@@ -63,7 +62,7 @@ def rows_of(
             return None
         v = v.as_strided((count, 1), (1, 1))
     m = state[momentum].as_strided((count, d), (d, 1))
-    return Rows(x.as_strided((count, d), (d, 1)), gradient_rows(grad, x, m), m, v)
+    return Rows(x.as_strided((count, d), (d, 1)), m, v)
 
 
 def gradient_rows(grad: Tensor, x: Tensor, rows: Tensor) -> Tensor:

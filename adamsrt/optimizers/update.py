@@ -9,7 +9,7 @@ from torch import Tensor
 from adamsrt.geometry import group_size
 from adamsrt.optimizers.options import dims_of
 from adamsrt.optimizers.rows import gradient_rows, rows_of
-from adamsrt.optimizers.ways import way_asked_for, way_to_take
+from adamsrt.optimizers.ways import Way, way_asked_for, way_to_take
 
 NO_GRADIENT = torch.empty(0)
 
@@ -18,7 +18,9 @@ class Update:
     """One parameter, how its step is computed and what on.
 
     Attributes:
-        x, grad, state, group: the parameter, its gradient, its state, the options of its parameter group.
+        x, state, group: the parameter, its state, the options of its parameter group.
+        grad: its gradient during a step, in any memory format; empty between steps, so that its memory is free as soon
+            as the user drops it.
         step: 1 at the first; a 0-dim tensor in capturable mode.
         dims: the dims that sums run over. size: the number of elements in a group.
         way: how the step is computed. rows: the groups as rows, None where they do not lie in one piece.
@@ -34,7 +36,7 @@ class Update:
         kernel: str,
     ) -> None:
         """Args: names: those of momentum and second moment in the state. kernel: of the fused step."""
-        self.x, self.grad, self.state, self.group = x, grad, state, group
+        self.x, self.grad, self.state, self.group = x, NO_GRADIENT, state, group
         self.step: float | Tensor = 0.0
         self.dims = dims_of(x, group)
         self.size = group_size(x, self.dims)
@@ -46,32 +48,26 @@ class Update:
             has_rows=self.rows is not None,
             fuses_elements=names[1] is not None,
         )
-        self._names = [name for name in names if name is not None]
-        self._made_for = self._what_rows_depend_on(grad) if self.rows is not None else None
 
-    def renew(self, grad: Tensor) -> bool:
-        """Take the gradient of the next step; False where something else has changed, so that this no longer holds.
+    @property
+    def counts_on_device(self) -> bool:
+        """Whether its step counter must lie on the device of x: for a graph, or torch's fused step."""
+        return bool(self.group["capturable"]) or (self.way is Way.FUSED and self.size == 1)
 
-        The options of the group are the caller's to watch.
-        """
-        if self.rows is None or self._made_for != self._what_rows_depend_on(grad):
-            return False
-        self.grad = grad
-        self.rows.grad = gradient_rows(grad, self.x, self.rows.m)
-        return True
-
-    def let_go(self) -> None:
-        """Drop the gradient, so that its memory is free as soon as the user drops it."""
-        self.grad = NO_GRADIENT
-        if self.rows is not None:
-            self.rows.grad = NO_GRADIENT
-
-    def _what_rows_depend_on(self, grad: Tensor) -> tuple[Any, ...]:
-        x, state = self.x, self.state
-        pointers = [state[name].data_ptr() for name in self._names]
-        return x.data_ptr(), x.dtype, x.shape, x.stride(), grad.dtype, grad.layout, type(grad), *pointers
+    def grad_rows(self) -> Tensor:
+        """View the gradient in the shape of the rows; a copy where its memory format is not that of x."""
+        assert self.rows is not None
+        return gradient_rows(self.grad, self.x, self.rows.m)
 
 
 def options_of(group: dict[str, Any]) -> Hashable:
-    """Give the options that an `Update` depends on."""
-    return group["channel_wise"], str(group["channel_dims"]), group["foreach"], group["fused"]
+    """Give the options that an `Update` depends on, and which parameters are in the group."""
+    return (
+        id(group),
+        len(group["params"]),
+        group["channel_wise"],
+        str(group["channel_dims"]),
+        group["foreach"],
+        group["fused"],
+        group["capturable"],
+    )

@@ -96,3 +96,22 @@ def test_the_global_seed_gives_the_weights():
 
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", list(MODELS))
+def test_redrawn_weights_are_those_of_a_new_model_in_the_memory_of_the_old(name, memory_format):
+    model = MODELS[name].build(3).to(memory_format=memory_format)
+    before = {key: (value.data_ptr(), value.stride()) for key, value in model.state_dict().items()}
+    model(torch.randn(2, 3, 32, 32))  # moves BatchNorm's statistics
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    torch.manual_seed(5)
+    fresh = MODELS[name].build(3).state_dict()
+    generator = torch.get_rng_state()
+    torch.manual_seed(5)
+    model.redraw()
+    assert all(torch.equal(value, fresh[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert before == {key: (value.data_ptr(), value.stride()) for key, value in model.state_dict().items()}

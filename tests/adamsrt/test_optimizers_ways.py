@@ -71,7 +71,8 @@ def test_groups_lie_in_one_piece_where_they_come_first_in_memory():
 
 
 def ways_taken(optimizer: torch.optim.Optimizer) -> list[Way]:
-    return [optimizer._updates[id(x)].way for group in optimizer.param_groups for x in group["params"]]
+    (plan,) = optimizer._plans.values()
+    return [update.way for update in plan.updates]
 
 
 def test_the_fastest_way_that_fits_is_taken():
@@ -230,6 +231,7 @@ def test_tensors_that_are_copied_together_follow_the_reference(name, block, monk
             grad = x.grad.double().numpy()
             expected[i], states[i] = step(expected[i], grad, states[i], axes=axes, weight_decay=0.05, **options)
         optimizer.step()
-    assert all(len(each.xs) < 4 for kept in optimizer._blocks.values() for each in kept)
+    (plan,) = optimizer._plans.values()
+    assert all(len(block.xs) < 4 for _, kept in plan.blocks for block in kept)
     for x, right in zip(xs, expected, strict=True):
         assert_close(x.detach(), right, TOLERANCES[torch.float32][name])

@@ -158,6 +158,8 @@ def loses_a_worker_and_its_laptop(lab: Path, run: Run) -> None:
     )
     status = run(LAPTOP, "python -m tune_adamsrt.status --cluster /mnt/shared/cluster.yaml")
     assert re.search(r"study +lab\b", status) and f"runs on {HEAD}" in status
+    listed = run(LAPTOP, "python -m tune_adamsrt.search --list-studies --cluster /mnt/shared/cluster.yaml")
+    assert re.search(r"^lab  resnet20-digits/adamsrt  ", listed, re.MULTILINE)
     again = run(LAPTOP, f"cd ~/laptop && {SEARCH} --study lab --epochs {EPOCHS}; echo exit code $?")
     assert "error: study 'lab' must have one driver" in again and "exit code 2" in again
 

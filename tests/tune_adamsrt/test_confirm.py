@@ -147,7 +147,7 @@ def other_labels(tmp_path_factory):
     return folder, finish(start(folder))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 class TestAKilledAndResumedConfirmation:
     def test_trains_every_candidate_on_every_seed_once(self, killed):
         search, confirmation, _ = read(killed[0])
@@ -261,7 +261,7 @@ class TestAKilledAndResumedConfirmation:
         assert parent.outputs.model_outputs, "the model stands with the run"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=110)
 def test_nothing_but_the_reported_test_accuracy_depends_on_the_test_labels(killed, other_labels):
     """Other test labels, and no kill: the same trials, candidates, choice and export, and another test accuracy."""
     (first, _), (second, _) = killed, other_labels
@@ -281,7 +281,7 @@ def test_nothing_but_the_reported_test_accuracy_depends_on_the_test_labels(kille
     assert texts[0] == texts[1]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 def test_where_all_confirm_runs_fail_nothing_is_exported(tmp_path):
     """No run can keep its weights here: a file lies where their folder belongs."""
     folder = make_folder(tmp_path / "failing")

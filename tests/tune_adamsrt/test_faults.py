@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,12 +67,14 @@ class Script(Checkpoints):
         return tune.Callback, ()
 
 
-def search(folder: Path, trials: int, script: type[Script]) -> Study:
+def search(folder: Path, trials: int, script: type[Script], note: Callable[[str], None] = print) -> Study:
     """Run a search whose trials all train in full, and check what holds whatever happened."""
     plan = make_plan(folder, trials)
+    storage = open_storage(str(folder / "optuna.journal"))
+    storage.report_waits(note)
     study = Study(
         plan.study_name,
-        storage=open_storage(str(folder / "optuna.journal")),
+        storage=storage,
         space=plan.space,
         sampler=plan.sampler,
         seed=0,
@@ -168,24 +172,40 @@ def metadata():
         yield service
 
 
+def move_away(folder: Path) -> Path:
+    """Move a folder, and let nobody make a new one in its place."""
+    away = folder.rename(folder.with_name("away"))
+    folder.write_text("in the way")
+    return away
+
+
+def bring_back(folder: Path) -> Path:
+    folder.unlink()
+    return folder.with_name("away").rename(folder)
+
+
 def test_a_spot_notice_and_a_storage_that_is_away_for_a_while_cost_nothing(nodes, metadata, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "MAX_LOST_WORKERS", 0)  # not one retry
     monkeypatch.setattr(lost_workers, "MAX_LOST_WORKERS", 0)
-    cache, away = tmp_path / "tune-cache", tmp_path / "away"
-    notes = []
-    seen = SimpleNamespace(went=False, came=False, left=None, watcher=None, drained=None, moved_to=[], failures=set())
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    cache = shared / "tune-cache"
+    notes, waits = [], []
+    seen = SimpleNamespace(went=None, came=None, left=None, watcher=None, drained=None, moved_to=[], failures=set())
+    seen.all_went = None
 
     class Notice(Script):
         def epoch_ended(self, number, epoch, pid, result, trial):
             seen.failures.add(trial.run_metadata.num_failures)
             node = nodes.of_process(pid)
             if not seen.went and epoch == 2:
-                seen.went = cache.rename(away)
-                cache.write_text("in the way")
+                seen.went = move_away(cache)
             elif seen.went and not seen.came and CHECKPOINT_FAILURE in result:
                 notes.append(result[CHECKPOINT_FAILURE])
-                cache.unlink()
-                seen.came = away.rename(cache)
+                seen.came = bring_back(cache)
+            elif seen.came and not seen.all_went:  # the study's journal as well, for which this thread waits
+                seen.all_went = move_away(shared)
+                threading.Timer(1.0, bring_back, [shared]).start()
             elif seen.came and seen.left is None and node is not None and epoch in (4, 5, 6):
                 seen.left, seen.drained = number, node.node_id
                 metadata.take_away(seconds=120)
@@ -196,7 +216,9 @@ def test_a_spot_notice_and_a_storage_that_is_away_for_a_while_cost_nothing(nodes
             elif number == seen.left:
                 seen.moved_to.append(node.node_id if node else "head")
 
-    study = search(tmp_path, 3, Notice)
+    study = search(shared, 3, Notice, waits.append)
+    away, back = (line for line in waits if "optuna.journal" in line)
+    assert "is away (Not a directory); waiting up to 120 s for it" in away and "is back after" in back
     assert seen.watcher.returncode == 0 and "taken away in 1" in seen.watcher.stdout
     assert {record.epochs_repeated for record in study.trials.values()} == {0}
     assert seen.failures == {0}

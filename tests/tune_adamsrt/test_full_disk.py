@@ -94,7 +94,7 @@ def test_what_a_killed_process_wrote_of_its_last_line_is_dropped(cut, tmp_path):
     assert [trial.value for trial in third.get_trials()] == [1.0, 2.0]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=80)
 def test_a_disk_that_is_full_for_the_journal_ends_the_search_and_can_be_resumed(tmp_path):
     # The limit is on every file: the journal must be the longest, not a log of Ray's.
     (tmp_path / "runs").mkdir()
@@ -124,7 +124,7 @@ def own_mounts():
     return command
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 def test_a_disk_that_is_full_for_checkpoints_costs_checkpoints_and_no_trial(tmp_path, own_mounts):
     (tmp_path / "small").mkdir()  # a checkpoint is larger
     mount_and_run = f'mount -t tmpfs -o size=1m none "{tmp_path}/small" && exec "$@"'

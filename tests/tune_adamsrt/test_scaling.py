@@ -6,13 +6,14 @@ import math
 import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from scaling_cluster import ENVIRONMENT, ScalingCluster
 
-from benchmarks.ray_nodes import alive, wait_until
+from benchmarks.ray_nodes import alive, draining, wait_until
 from tune_adamsrt.nodes import live_nodes
 from tune_adamsrt.on_demand import least_usd
 from tune_adamsrt.resources import TrialResources, choose_trial_resources, count_slots, describe_cluster
-from tune_adamsrt.versions import NewNodes, check_versions
+from tune_adamsrt.versions import NewNodes, check_versions, has_other_versions, installed
 from tune_adamsrt.watching import check_on_demand, is_private, watched
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -61,6 +62,14 @@ def test_a_node_with_other_versions_is_named_and_sent_away(cluster, tmp_path):
     [node] = [node for node in live_nodes() if node.node_id == node_id]
     with pytest.raises(ValueError, match=rf"^node {node.address} must have torch 2.\d+.\d+, got 2.11.0; run"):
         check_versions([node])
+
+    new_nodes.look(live_nodes())
+    ray.wait([answer for _, answer in new_nodes._asked], num_returns=len(new_nodes._asked))
+    # a worker there that is handed a trial meanwhile
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    worker = ray.remote(num_cpus=0)(has_other_versions).options(scheduling_strategy=there)
+    assert not ray.get(worker.remote({**installed(), "torch": "2.11.0"})) and not draining()
+    assert ray.get(worker.remote(installed())) and node_id in draining()
 
     def told_of() -> list[str]:
         new_nodes.look(live_nodes())

@@ -8,6 +8,7 @@ fault, real Ray Tune runs.
 import dataclasses
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from optuna.trial import TrialState as OptunaState
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.error import TuneError
+from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 from search_records import make_info, make_report
@@ -264,6 +266,26 @@ def test_fact_9_our_callback_survives_a_lost_folder(plan, journal):
     assert study.trials[0].state is TrialState.COMPLETE
 
 
+def test_fact_12_a_checkpoint_does_not_wait_for_a_snapshot_of_tune(plan, journal):
+    """Tune forces a snapshot, and waits for it, whenever a trial has kept so many checkpoints since the last one."""
+
+    def forced_by_one_checkpoint(kept):
+        snapshots = _ExperimentCheckpointManager(
+            storage=None, checkpoint_period="auto", sync_every_n_trial_checkpoints=kept
+        )
+        snapshots.on_trial_checkpoint("trial")
+        return snapshots._should_force_sync_up, snapshots._checkpoint_period
+
+    assert forced_by_one_checkpoint(1) == (True, 10.0)
+
+    study = our_study(plan, journal)
+    tuner = running.build_tuner(plan, study, Budget(study, trials=2), resources=ONE_CPU, max_concurrent=1, note=print)
+    kept = tuner._local_tuner._run_config.checkpoint_config.num_to_keep
+    assert forced_by_one_checkpoint(kept) == (False, 10.0)
+    # and so many come no sooner than Tune's own snapshot would: none is taken to cost less than 0.1 s
+    assert kept * running.CheckpointedTrainable.TRAINING_PER_CHECKPOINT * 0.1 >= 10.0
+
+
 def test_fact_13_unknown_settings_are_refused(tmp_path, capsys):
     assert tune.create_scheduler("async_hyperband", grace_perod=15)._brackets[0]._rungs[-1][0] == 1, (
         "the slip means the default"
@@ -304,8 +326,12 @@ def quiet_tune(monkeypatch):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.CRITICAL)
 
 
-def curves(*values_of_trials, seconds_of_trial_1=0.0):
-    """A trainable that reports the n-th of these lists of values as trial n."""
+def curves(*values_of_trials, seconds_of_trial_1=0.0, started=os.devnull):
+    """A trainable that reports the n-th of these lists of values as trial n.
+
+    Args:
+        started: gets a line per process that is started.
+    """
     results = [
         {epoch: result(number, epoch, value) for epoch, value in enumerate(values, start=1)}
         for number, values in enumerate(values_of_trials)
@@ -313,6 +339,8 @@ def curves(*values_of_trials, seconds_of_trial_1=0.0):
 
     class Curve(tune.Trainable):  # in here, because workers cannot import this module
         def setup(self, config):
+            with open(started, "a") as file:  # noqa: PTH123
+                file.write("started\n")
             self.reset_config(config)
 
         def reset_config(self, config):
@@ -413,9 +441,11 @@ def ours_resumed(cluster, tmp_path_factory):
 class TestWithRay:
     def test_fact_2_the_best_has_trained_to_the_full_budget(self, plan, journal, tmp_path, monkeypatch):
         """Trial 1 is stopped with a value that trial 0 had, too, at that epoch, before it fell to its true level."""
-        curve = curves([0.97, 0.9, 0.8, 0.8], [0.95])
+        started = tmp_path / "started"
+        curve = curves([0.97, 0.9, 0.8, 0.8], [0.95], started=str(started))
 
         results = stock_tuner(tmp_path, curve, stock_search(None)).fit()
+        started.write_text("")
         best = results.get_best_result("value", "max")
         assert (best.config["number"], best.metrics["epoch"], best.metrics["value"]) == (1, 1, 0.95)
 
@@ -423,6 +453,8 @@ class TestWithRay:
         assert run_ours(plan, study, curve, monkeypatch) is None
         assert [trial.state for trial in study.trials.values()] == [TrialState.COMPLETE, TrialState.STOPPED]
         assert (study.best.number, study.best.epoch, study.best.value) == (0, EPOCHS, 0.8)
+        assert not tune.TuneConfig().reuse_actors, "fact 11: a process per trial, which costs seconds"
+        assert started.read_text() == "started\n", "ours hands both trials to one"
 
     def test_fact_6_a_storage_ahead_of_tunes_snapshot_does_not_break_a_resumed_search(
         self, ours_resumed, journal, tmp_path, monkeypatch

@@ -207,3 +207,28 @@ def test_a_trial_that_cannot_be_built_fails_and_the_process_serves_the_next():
     assert "unknown model 'resnet1'" in failure_of(trainable.step())
     trainable.reset_config(configuration())
     assert failure_of(trainable.step()) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"), [(torch.AcceleratorError, True), (torch.OutOfMemoryError, False), (RuntimeError, False)]
+)
+def test_a_process_whose_gpu_takes_nothing_any_more_serves_no_further_trial(error, ends, monkeypatch):
+    """As after an illegal access; the trial has lost a worker then. A full memory is the trial's own."""
+
+    class Ended(BaseException):
+        pass
+
+    def fail(*_):
+        raise error("the GPU")
+
+    def leave(code):
+        raise Ended(code)
+
+    trainable = started(configuration())
+    monkeypatch.setattr(trainable._training, "run_epoch", fail)
+    monkeypatch.setattr("os._exit", leave)
+    if ends:
+        with pytest.raises(Ended):
+            trainable.step()
+    else:
+        assert "the GPU" in failure_of(trainable.step())
