@@ -10,8 +10,8 @@ from types import FrameType
 
 from tune_adamsrt.paths import short_path
 
-# What no waiting mends: a disk or quota that is full, a file that is too large, or may not be written.
-REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
+# What no waiting mends: a disk or quota that is full, a file that is too large, may not be written, or is a folder.
+REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR})
 SLICE_S = 0.2  # what a signal may have to wait
 
 
