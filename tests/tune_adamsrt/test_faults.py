@@ -133,7 +133,7 @@ def losses(nodes, tmp_path_factory):
             elif seen.new_node is not None and node is seen.new_node:
                 seen.epochs_there.append((number, epoch, time.time() - result["timestamp"]))
             elif seen.new_node is not None and not seen.epochs_there:
-                time.sleep(0.5)  # a worker takes seconds to start there
+                time.sleep(1.0)  # a worker takes seconds to start there, and nothing must end before
 
         def on_trial_complete(self, *arguments, **named):
             super().on_trial_complete(*arguments, **named)
