@@ -69,7 +69,8 @@ def test_a_node_with_other_versions_is_named_and_sent_away(cluster, tmp_path):
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     worker = ray.remote(num_cpus=0)(has_other_versions).options(scheduling_strategy=there)
     assert not ray.get(worker.remote({**installed(), "torch": "2.11.0"})) and not draining()
-    assert ray.get(worker.remote(installed())) and node_id in draining()
+    assert ray.get(worker.remote(installed()))
+    assert node_id in draining() or not alive(node_id), "an idle node leaves at once"
 
     def told_of() -> list[str]:
         new_nodes.look(live_nodes())
