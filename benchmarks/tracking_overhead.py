@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tune_adamsrt.mlflow_store import QUIET_ENVIRONMENT
+from tune_adamsrt.mlflow.store import QUIET_ENVIRONMENT
 from tune_adamsrt.records import EpochReport, SearchInfo, SearchSummary, TrialRecord, TrialState
 from tune_adamsrt.tracking import Tracking
 

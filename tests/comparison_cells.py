@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tune_adamsrt.comparison import Cell
+from tune_adamsrt.reports.comparison import Cell
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
 

@@ -11,11 +11,11 @@ from ray import tune
 from ray.train._internal.session import _TrainingResult
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
-from tune_adamsrt.draining import NodeLeavingError, node_is_leaving
-from tune_adamsrt.lost_workers import LostWorkers
+from tune_adamsrt.cluster.draining import NodeLeavingError, node_is_leaving
+from tune_adamsrt.cluster.lost_workers import LostWorkers
+from tune_adamsrt.cluster.versions import has_other_versions
 from tune_adamsrt.trainable import TrainingTrainable
 from tune_adamsrt.uris import below
-from tune_adamsrt.versions import has_other_versions
 
 if TYPE_CHECKING:  # the workers need neither the study nor Optuna
     from tune_adamsrt.study import Study

@@ -20,7 +20,8 @@ from ray.exceptions import RayError, RayTaskError
 from adamsrt.training import Training
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.candidates import build_confirmation, confirmation_name, fresh_seeds, listed_runs
-from tune_adamsrt.mlflow_model import model_item
+from tune_adamsrt.cluster.versions import OtherVersionsError, has_other_versions, installed
+from tune_adamsrt.mlflow.model import model_item
 from tune_adamsrt.plan import Plan
 from tune_adamsrt.records import Confirmation, Observer, SearchInfo, TrialRecord, TrialState
 from tune_adamsrt.resources import TrialResources
@@ -28,7 +29,6 @@ from tune_adamsrt.running import run_trials
 from tune_adamsrt.searcher import hopeless_reason
 from tune_adamsrt.study import StorageLostError, Study, top_candidates
 from tune_adamsrt.trainable import training_spec
-from tune_adamsrt.versions import OtherVersionsError, has_other_versions, installed
 from tune_adamsrt.weights import load_weights, remove_weights, weights_file
 
 TEST_TRIES = 3  # a machine that is lost while it tests costs another try

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tune_adamsrt.cluster_job import (
+from tune_adamsrt.cluster.job import (
     DEFAULT_OUTPUT,
     INTERRUPTED,
     POLL_S,
@@ -29,8 +29,8 @@ from tune_adamsrt.cluster_job import (
     is_search,
     place,
 )
+from tune_adamsrt.cluster.jobs import DEFAULT_PORT, Job
 from tune_adamsrt.head_job import EXPORT
-from tune_adamsrt.jobs import DEFAULT_PORT, Job
 
 DONE, USER_ERROR = 0, 2
 

@@ -8,7 +8,7 @@ _trial_task_failure, for a reset).
 from typing import Any
 
 from tune_adamsrt.budget import Budget
-from tune_adamsrt.lost_workers import LostWorkers
+from tune_adamsrt.cluster.lost_workers import LostWorkers
 from tune_adamsrt.rungs import Rungs
 from tune_adamsrt.searcher import StudySearcher
 from tune_adamsrt.study import Study

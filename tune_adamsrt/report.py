@@ -21,20 +21,20 @@ from adamsrt.registry import unknown_name_message
 from tune_adamsrt.arguments import DEFAULT_OUTPUT, Parser
 from tune_adamsrt.campaign import studies_of
 from tune_adamsrt.candidates import is_confirmation
-from tune_adamsrt.chart import Chart, render_png, render_svg
 from tune_adamsrt.command_line import leave
-from tune_adamsrt.comparison import load_cells
-from tune_adamsrt.comparison_table import build_comparison, load_published
-from tune_adamsrt.figures import best_so_far, search_charts
 from tune_adamsrt.paths import short_path
 from tune_adamsrt.plan import local_folder
-from tune_adamsrt.report_page import DrawnSearch, figure_path, render_page
+from tune_adamsrt.reports.chart import Chart, render_png, render_svg
+from tune_adamsrt.reports.comparison import load_cells
+from tune_adamsrt.reports.comparison_table import build_comparison, load_published
+from tune_adamsrt.reports.figures import best_so_far, search_charts
+from tune_adamsrt.reports.page import DrawnSearch, figure_path, render_page
+from tune_adamsrt.reports.significance import Test
+from tune_adamsrt.reports.table_formats import render_text
+from tune_adamsrt.reports.table_page import write_comparison
 from tune_adamsrt.results import replaced, write_tables
-from tune_adamsrt.significance import Test
 from tune_adamsrt.studies import StoredSearch, confirmations_of, load_search
 from tune_adamsrt.study import StudyError, open_storage
-from tune_adamsrt.table_formats import render_text
-from tune_adamsrt.table_page import write_comparison
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 

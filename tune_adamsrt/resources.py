@@ -15,8 +15,8 @@ from ray.exceptions import RayError
 
 import adamsrt
 import tune_adamsrt
-from tune_adamsrt.loopback import on_this_machine_only
-from tune_adamsrt.nodes import Cluster, Node, NodeType, look_at_cluster
+from tune_adamsrt.cluster.loopback import on_this_machine_only
+from tune_adamsrt.cluster.nodes import Cluster, Node, NodeType, look_at_cluster
 
 # Read by Ray when it starts or connects.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -18,7 +18,7 @@ import adamsrt
 from adamsrt.optimizers import OPTIMIZERS
 from tune_adamsrt.ranges import parts_of
 from tune_adamsrt.records import EpochReport, HyperParameters, TrialRecord
-from tune_adamsrt.scales import in_reading_order
+from tune_adamsrt.reports.scales import in_reading_order
 from tune_adamsrt.studies import StoredSearch
 
 FORMAT_VERSION = 1

@@ -14,8 +14,9 @@ from ray import tune
 
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.checkpoints import CheckpointedTrainable, Checkpoints
-from tune_adamsrt.engine_trainable import EngineTrainable
-from tune_adamsrt.lost_workers import MAX_LOST_WORKERS, LostWorkers
+from tune_adamsrt.cluster.lost_workers import MAX_LOST_WORKERS, LostWorkers
+from tune_adamsrt.cluster.versions import installed
+from tune_adamsrt.engine.trainable import EngineTrainable
 from tune_adamsrt.plan import Plan
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.recovery import RecoveringSearcher
@@ -25,7 +26,6 @@ from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.slots import WithinSlots
 from tune_adamsrt.study import StorageLostError, Study
 from tune_adamsrt.uris import below, check_holds_no_credentials
-from tune_adamsrt.versions import installed
 
 EXIT_AT_ONCE = 130
 

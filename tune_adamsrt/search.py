@@ -31,14 +31,17 @@ from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.campaign import check_campaign, epochs_to_do, goes_on, is_done, with_equal_epochs
 from tune_adamsrt.candidates import describe_failures
-from tune_adamsrt.cluster_job import DEFAULT_OUTPUT, is_elsewhere, place, run_quietly, search_elsewhere
+from tune_adamsrt.cluster.job import DEFAULT_OUTPUT, is_elsewhere, place, run_quietly, search_elsewhere
+from tune_adamsrt.cluster.watching import check_cluster, watched
 from tune_adamsrt.command_line import leave, without_options
 from tune_adamsrt.confirm import confirm, confirmed_model
-from tune_adamsrt.engine_plan import check_trials_per_gpu, engine_resources, parts_per_trial, with_slots
+from tune_adamsrt.engine.plan import check_trials_per_gpu, engine_resources, parts_per_trial, with_slots
 from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
 from tune_adamsrt.head_job import bring_home
 from tune_adamsrt.journal import Journal
-from tune_adamsrt.mlflow_model import log_model
+from tune_adamsrt.mlflow.model import log_model
+from tune_adamsrt.mlflow.undelivered import Undelivered
+from tune_adamsrt.mlflow.uri import check_tracking_uri, mask_secrets, resolve_tracking_uri, ui_command
 from tune_adamsrt.paths import short_path, this_python
 from tune_adamsrt.plan import Plan, local_folder, make_plans, prepare_data, render_plan
 from tune_adamsrt.provenance import export_comments, provenance_tags
@@ -51,9 +54,6 @@ from tune_adamsrt.studies import describe_studies, newest_study_name, top_points
 from tune_adamsrt.study import StorageLostError, Study, StudyError, locked, open_storage
 from tune_adamsrt.terminal import TerminalView
 from tune_adamsrt.tracking import Tracking
-from tune_adamsrt.tracking_uri import check_tracking_uri, mask_secrets, resolve_tracking_uri, ui_command
-from tune_adamsrt.undelivered import Undelivered
-from tune_adamsrt.watching import check_cluster, watched
 
 WARM_START_POINTS = 5
 DONE, SEARCH_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130

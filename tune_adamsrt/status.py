@@ -23,10 +23,11 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from tune_adamsrt.cluster_job import run_quietly
+from tune_adamsrt.cluster.job import run_quietly
+from tune_adamsrt.cluster.jobs import Jobs, read_token
+from tune_adamsrt.cluster.tunnel import check_cluster_file, reaching, run_in_terminal
 from tune_adamsrt.command_line import leave, without_options
 from tune_adamsrt.driver import Driver, describe_driver, resume_command
-from tune_adamsrt.jobs import Jobs, read_token
 from tune_adamsrt.progress import Progress
 from tune_adamsrt.standing import Stand, build_progress, load_stand, newest_search, summarize
 from tune_adamsrt.studies import load_search
@@ -43,7 +44,6 @@ from tune_adamsrt.terminal import (
     render_standings,
     render_summary,
 )
-from tune_adamsrt.tunnel import check_cluster_file, reaching, run_in_terminal
 
 DEFAULT_OUTPUT = "runs"
 REFRESH_S = 2.0

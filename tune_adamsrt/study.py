@@ -28,8 +28,8 @@ from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
 
 from tune_adamsrt.journal import Journal
+from tune_adamsrt.mlflow.uri import mask_secrets
 from tune_adamsrt.records import EpochReport, HyperParameters, Observer, SearchInfo, TrialRecord, TrialState
-from tune_adamsrt.tracking_uri import mask_secrets
 
 if TYPE_CHECKING:  # it brings torch along, which readers of a study need not wait for
     from tune_adamsrt.space import SearchSpace

@@ -13,13 +13,13 @@ from typing import Any
 
 from tune_adamsrt.arguments import DEFAULT_OUTPUT
 from tune_adamsrt.command_line import leave
+from tune_adamsrt.mlflow.undelivered import STORAGE_FILE, Undelivered, load_undelivered, undelivered_studies
+from tune_adamsrt.mlflow.uri import check_tracking_uri, mask_secrets, resolve_tracking_uri
 from tune_adamsrt.plan import local_folder
 from tune_adamsrt.records import SearchSummary, TrialState
 from tune_adamsrt.studies import StoredSearch, confirmations_of, load_confirmation, load_search
 from tune_adamsrt.study import StudyError, best_of, locked, open_storage
 from tune_adamsrt.tracking import Tracking
-from tune_adamsrt.tracking_uri import check_tracking_uri, mask_secrets, resolve_tracking_uri
-from tune_adamsrt.undelivered import STORAGE_FILE, Undelivered, load_undelivered, undelivered_studies
 
 DELIVERED, NOT_DELIVERED, INTERRUPTED = 0, 2, 130
 
@@ -157,7 +157,7 @@ def send_model(undelivered: Undelivered, item: dict[str, Any], *, run_id: str | 
     """Send a model that is noted as undelivered; it stays so where that fails."""
     fields = {key: value for key, value in item.items() if key != "kind"}
     try:
-        log_model = importlib.import_module("tune_adamsrt.mlflow_model").log_model
+        log_model = importlib.import_module("tune_adamsrt.mlflow.model").log_model
         log_model(uri=undelivered.tracking_uri, run_id=run_id, **fields)
     except Exception as error:  # whatever a store or a plugin raises
         reason = " ".join(str(error).split())[:300]

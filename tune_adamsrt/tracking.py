@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tune_adamsrt.mlflow_run import Run
-from tune_adamsrt.mlflow_search import SearchRuns
-from tune_adamsrt.mlflow_sender import Sent
-from tune_adamsrt.mlflow_trials import TrialRuns
-from tune_adamsrt.mlflow_writer import Writer
+from tune_adamsrt.mlflow.run import Run
+from tune_adamsrt.mlflow.search import SearchRuns
+from tune_adamsrt.mlflow.sender import Sent
+from tune_adamsrt.mlflow.trials import TrialRuns
+from tune_adamsrt.mlflow.undelivered import Undelivered, load_undelivered
+from tune_adamsrt.mlflow.writer import Writer
 from tune_adamsrt.records import EpochReport, SearchInfo, SearchSummary, TrialRecord
-from tune_adamsrt.undelivered import Undelivered, load_undelivered
 
 
 class TrialTracking:

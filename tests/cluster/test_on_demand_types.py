@@ -9,9 +9,9 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint, GangResourceRequest
 
-from tune_adamsrt.nodes import types_of
+from tune_adamsrt.cluster.nodes import types_of
+from tune_adamsrt.cluster.watching import price_of
 from tune_adamsrt.resources import TrialResources
-from tune_adamsrt.watching import price_of
 
 CLOUDS = ["gpu.yaml", "gcp.yaml"]
 HEAD = 1  # Ray counts the head among the nodes of which a cluster has at most so many, and it is not there yet

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_adamsrt import mlflow_writer
+from tune_adamsrt.mlflow import writer as mlflow_writer
 from tune_adamsrt.tracking import Tracking
 
 
@@ -31,7 +31,7 @@ def uri(empty_database: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Tracking sets in the environment ends with the test."""
-    from tune_adamsrt.mlflow_store import QUIET_ENVIRONMENT
+    from tune_adamsrt.mlflow.store import QUIET_ENVIRONMENT
 
     for name in [*QUIET_ENVIRONMENT, "MLFLOW_TRACKING_URI"]:
         monkeypatch.setenv(name, "to be restored")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from stored_searches import STARTED, make_stored, make_stored_trial
 
-from tune_adamsrt.analysis import (
+from tune_adamsrt.records import TrialState
+from tune_adamsrt.reports.analysis import (
     BestSoFar,
     Stage,
     TooFewTrialsError,
@@ -19,8 +20,7 @@ from tune_adamsrt.analysis import (
     stages,
     winner_at,
 )
-from tune_adamsrt.records import TrialState
-from tune_adamsrt.scales import build_scale, stored_space
+from tune_adamsrt.reports.scales import build_scale, stored_space
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
 

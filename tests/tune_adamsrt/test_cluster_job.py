@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 from mlflow_servers import free_port
 
-from tune_adamsrt import cluster_job, logs
-from tune_adamsrt.cluster_job import KIND, STOP_WAIT_S, Place, bring_results, build_request, exit_code, searchs_own
+from tune_adamsrt import logs
+from tune_adamsrt.cluster import job as cluster_job
+from tune_adamsrt.cluster.job import KIND, STOP_WAIT_S, Place, bring_results, build_request, exit_code, searchs_own
+from tune_adamsrt.cluster.jobs import Job, Jobs, JobStatus, read_token
+from tune_adamsrt.cluster.tunnel import check_cluster_file, explain, jobs_url
 from tune_adamsrt.export import Entry, merge_entry, parse
 from tune_adamsrt.head_job import EXPORT, PACK_BEGINS, PACK_ENDS, unpack, with_places
-from tune_adamsrt.jobs import Job, Jobs, JobStatus, read_token
-from tune_adamsrt.tunnel import check_cluster_file, explain, jobs_url
 
 pytestmark = pytest.mark.timeout(900)
 

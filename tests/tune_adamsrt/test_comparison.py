@@ -9,14 +9,14 @@ import pytest
 from comparison_cells import SETTING, make_cell
 from search_records import make_info, make_report
 
-from tune_adamsrt.analysis import WinnerAt
-from tune_adamsrt.comparison import load_cell, load_cells
-from tune_adamsrt.comparison_table import build_comparison, load_published
+from tune_adamsrt.reports.analysis import WinnerAt
+from tune_adamsrt.reports.comparison import load_cell, load_cells
+from tune_adamsrt.reports.comparison_table import build_comparison, load_published
+from tune_adamsrt.reports.significance import Test, compare_all, holm, not_worse_than_best, p_value
+from tune_adamsrt.reports.table_checks import flags_of, refusals_of
 from tune_adamsrt.settings import load_setting
-from tune_adamsrt.significance import Test, compare_all, holm, not_worse_than_best, p_value
 from tune_adamsrt.space import build_search_space
 from tune_adamsrt.study import ListedRun, Study, StudyError, open_storage
-from tune_adamsrt.table_checks import flags_of, refusals_of
 
 
 def t_density(t, df):

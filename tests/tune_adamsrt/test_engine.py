@@ -9,7 +9,7 @@ import torch
 
 from adamsrt.optimizers import OPTIMIZERS
 from adamsrt.training import Training, build_loaders
-from tune_adamsrt.engine import MAX_SLOTS, Engine, NoFreeSlotError, with_seed
+from tune_adamsrt.engine.engine import MAX_SLOTS, Engine, NoFreeSlotError, with_seed
 from tune_adamsrt.trainable import training_spec
 
 EPOCHS = 2

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from tune_adamsrt import engine_plan
 from tune_adamsrt.arguments import parse_arguments
-from tune_adamsrt.engine_auto import (
+from tune_adamsrt.cluster.nodes import Cluster, Node
+from tune_adamsrt.engine import plan as engine_plan
+from tune_adamsrt.engine.auto import (
     Measurement,
     MemoryFullError,
     choose_slots,
@@ -15,8 +16,7 @@ from tune_adamsrt.engine_auto import (
     recall,
     remember,
 )
-from tune_adamsrt.engine_plan import MAX_TRIALS_PER_GPU, check_trials_per_gpu, engine_resources, with_slots
-from tune_adamsrt.nodes import Cluster, Node
+from tune_adamsrt.engine.plan import MAX_TRIALS_PER_GPU, check_trials_per_gpu, engine_resources, with_slots
 from tune_adamsrt.plan import make_plans
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.search import main
@@ -117,7 +117,7 @@ def planned(*options, setting="resnet18-cifar100"):
 
 def cluster_with(monkeypatch, **resources):
     cluster = Cluster((Node("a", "10.0.0.1", resources),))
-    for module in ("engine_plan", "resources"):
+    for module in ("engine.plan", "resources"):
         monkeypatch.setattr(f"tune_adamsrt.{module}.look_at_cluster", lambda: cluster)
 
 

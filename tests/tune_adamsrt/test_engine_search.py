@@ -19,7 +19,7 @@ from tune_adamsrt import running
 from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.checkpoints import Checkpoints
-from tune_adamsrt.engine_actor import EngineActor, Proxy
+from tune_adamsrt.engine.actor import EngineActor, Proxy
 from tune_adamsrt.plan import Plan, make_plans
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.resources import TrialResources
@@ -170,7 +170,7 @@ def test_a_proxy_that_is_killed_leaves_its_slot_to_the_next():
 
 def test_an_engine_without_proxies_ends():
     code = (
-        "import time; from tune_adamsrt.engine_actor import EngineActor;"
+        "import time; from tune_adamsrt.engine.actor import EngineActor;"
         "EngineActor(1, 1, None, idle_s=0.1); time.sleep(60); raise SystemExit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=50).returncode == 0
@@ -182,6 +182,6 @@ def test_a_process_is_told_from_another_of_its_number():
 
 
 def test_a_proxy_imports_neither_torch_nor_optuna():
-    code = "import sys, tune_adamsrt.engine_trainable; print({'torch', 'optuna', 'mlflow'} & sys.modules.keys())"
+    code = "import sys, tune_adamsrt.engine.trainable; print({'torch', 'optuna', 'mlflow'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert done.stdout.strip() == "set()"

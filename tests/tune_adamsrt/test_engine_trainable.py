@@ -12,10 +12,10 @@ import torch
 from ray.exceptions import RayActorError
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
-from tune_adamsrt import engine_trainable
 from tune_adamsrt.checkpoints import CheckpointedTrainable
-from tune_adamsrt.engine_actor import EngineActor, EngineLostError, Proxy
-from tune_adamsrt.engine_trainable import EngineTrainable
+from tune_adamsrt.engine import trainable as engine_trainable
+from tune_adamsrt.engine.actor import EngineActor, EngineLostError, Proxy
+from tune_adamsrt.engine.trainable import EngineTrainable
 from tune_adamsrt.trainable import epoch_report, failure_of
 from tune_adamsrt.weights import load_weights
 
@@ -45,7 +45,7 @@ class Line:
 def lines(monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(engine_trainable, "Connection", Line)
-    monkeypatch.setattr("tune_adamsrt.engine_actor.EngineActor._free_slots_of_the_dead", lambda self: None)
+    monkeypatch.setattr("tune_adamsrt.engine.actor.EngineActor._free_slots_of_the_dead", lambda self: None)
     monkeypatch.setattr("tune_adamsrt.checkpoints.node_is_leaving", lambda: False)
     monkeypatch.setattr(Line, "actors", {}, raising=False)
     monkeypatch.setattr(Line, "calls", [], raising=False)

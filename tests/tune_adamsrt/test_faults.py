@@ -20,10 +20,11 @@ from killed_driver import epochs_to_repeat
 from ray import tune
 
 from benchmarks.ray_nodes import Nodes, alive, draining, kill_process, wait_until
-from tune_adamsrt import lost_workers, running
+from tune_adamsrt import running
 from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
 from tune_adamsrt.checkpoints import CHECKPOINT_FAILURE, Checkpoints
+from tune_adamsrt.cluster import lost_workers
 from tune_adamsrt.plan import Plan, make_plans
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.resources import TrialResources

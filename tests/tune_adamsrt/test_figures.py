@@ -12,9 +12,19 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 from stored_searches import make_stored, make_stored_trial
 
-from tune_adamsrt import chart
-from tune_adamsrt.chart import DARK, PAGE, SERIES_COLORS, STATE_COLORS, Chart, render_inline_svg, render_png, render_svg
-from tune_adamsrt.figures import (
+from tune_adamsrt.records import TrialState
+from tune_adamsrt.reports import chart
+from tune_adamsrt.reports.chart import (
+    DARK,
+    PAGE,
+    SERIES_COLORS,
+    STATE_COLORS,
+    Chart,
+    render_inline_svg,
+    render_png,
+    render_svg,
+)
+from tune_adamsrt.reports.figures import (
     MAX_POINTS_PER_CURVE,
     MAX_VECTOR_CURVES,
     best_so_far,
@@ -24,8 +34,7 @@ from tune_adamsrt.figures import (
     search_charts,
     thinned_curve,
 )
-from tune_adamsrt.records import TrialState
-from tune_adamsrt.space_figures import importance, parallel_coordinates, response_map
+from tune_adamsrt.reports.space_figures import importance, parallel_coordinates, response_map
 
 NAN = math.nan
 COMPLETE, STOPPED, FAILED, RUNNING = TrialState.COMPLETE, TrialState.STOPPED, TrialState.FAILED, TrialState.RUNNING

@@ -19,13 +19,13 @@ from adamsrt.models import build_model
 from adamsrt.training import evaluate
 from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.confirm import confirmation_plan
-from tune_adamsrt.mlflow_model import ALIAS, build_trained, log_model, model_item, protocol_hash, takes_alias
-from tune_adamsrt.mlflow_store import create_run, open_experiment
+from tune_adamsrt.mlflow.model import ALIAS, build_trained, log_model, model_item, protocol_hash, takes_alias
+from tune_adamsrt.mlflow.store import create_run, open_experiment
+from tune_adamsrt.mlflow.undelivered import Undelivered, load_undelivered
 from tune_adamsrt.plan import make_plans
 from tune_adamsrt.records import Confirmation, TrialState
 from tune_adamsrt.search import publish_model
 from tune_adamsrt.sync import send_model
-from tune_adamsrt.undelivered import Undelivered, load_undelivered
 from tune_adamsrt.weights import load_weights, save_weights, weights_file
 
 NAME = "resnet20-digits-adamsrt"

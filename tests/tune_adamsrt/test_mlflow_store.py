@@ -3,13 +3,13 @@
 import subprocess
 import sys
 
-from tune_adamsrt.mlflow_store import open_experiment
+from tune_adamsrt.mlflow.store import open_experiment
 
 # Ends between the tables and their version, where MLflow itself would leave a file that it never opens again.
 KILLED_HALF_WAY = """
 import os, signal, sys
 import mlflow.store.db.utils as utils
-from tune_adamsrt.mlflow_store import open_experiment
+from tune_adamsrt.mlflow.store import open_experiment
 
 utils._upgrade_db = lambda engine: os.kill(os.getpid(), signal.SIGKILL)
 open_experiment(sys.argv[1], "digits")

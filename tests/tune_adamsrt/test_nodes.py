@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from tune_adamsrt.nodes import Cluster, Node, NodeType, autoscaling_of, types_of
+from tune_adamsrt.cluster.nodes import Cluster, Node, NodeType, autoscaling_of, types_of
 
 ROOT = Path(__file__).parents[2]
 HEAD = Node("h", "10.0.0.1", {"node:__internal_head__": 1.0, "CPU": 8.0})

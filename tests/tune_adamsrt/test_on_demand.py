@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tune_adamsrt import watching
-from tune_adamsrt.on_demand import Decision, Fallback, Money, Seen
+from tune_adamsrt.cluster import watching
+from tune_adamsrt.cluster.on_demand import Decision, Fallback, Money, Seen
 
 HOUR = 3600.0
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from search_records import make_trial
 
-from tune_adamsrt.performance import expected_best, lr_sensitivity
 from tune_adamsrt.records import TrialState
+from tune_adamsrt.reports.performance import expected_best, lr_sensitivity
 
 COMPLETE, STOPPED, FAILED, RUNNING = TrialState.COMPLETE, TrialState.STOPPED, TrialState.FAILED, TrialState.RUNNING
 DRAWS = 20_000  # the mean of accuracies that spread by 0.4 then errs by 0.003; 5 sigma are the tolerance

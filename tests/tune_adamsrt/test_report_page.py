@@ -13,9 +13,9 @@ from html.parser import HTMLParser
 import pytest
 from stored_searches import make_stored, make_stored_trial
 
-from tune_adamsrt.figures import best_so_far, ends_per_rung, importance, learning_curves
 from tune_adamsrt.records import TrialState
-from tune_adamsrt.report_page import DrawnSearch, render_page
+from tune_adamsrt.reports.figures import best_so_far, ends_per_rung, importance, learning_curves
+from tune_adamsrt.reports.page import DrawnSearch, render_page
 
 COMPLETE, STOPPED, FAILED = TrialState.COMPLETE, TrialState.STOPPED, TrialState.FAILED
 CREATED = datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC)

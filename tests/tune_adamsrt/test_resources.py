@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from tune_adamsrt import resources
-from tune_adamsrt.nodes import Cluster, Node, NodeType
+from tune_adamsrt.cluster.nodes import Cluster, Node, NodeType
 from tune_adamsrt.resources import TrialResources, choose_trial_resources, connect, count_slots, describe_cluster
 
 

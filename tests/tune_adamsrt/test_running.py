@@ -11,8 +11,8 @@ from ray.tune import Trainable
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from tune_adamsrt.checkpoints import CHECKPOINT_FAILURE, CheckpointedTrainable, Checkpoints
-from tune_adamsrt.draining import NodeLeavingError
-from tune_adamsrt.lost_workers import MAX_LOST_WORKERS, LostWorkers
+from tune_adamsrt.cluster.draining import NodeLeavingError
+from tune_adamsrt.cluster.lost_workers import MAX_LOST_WORKERS, LostWorkers
 from tune_adamsrt.records import TrialRecord, TrialState
 from tune_adamsrt.running import stopped_by_signals
 from tune_adamsrt.trainable import TrainingTrainable

@@ -10,11 +10,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from scaling_cluster import ENVIRONMENT, ScalingCluster
 
 from benchmarks.ray_nodes import alive, draining, wait_until
-from tune_adamsrt.nodes import live_nodes
-from tune_adamsrt.on_demand import least_usd
+from tune_adamsrt.cluster.nodes import live_nodes
+from tune_adamsrt.cluster.on_demand import least_usd
+from tune_adamsrt.cluster.versions import NewNodes, check_versions, has_other_versions, installed
+from tune_adamsrt.cluster.watching import check_on_demand, is_private, watched
 from tune_adamsrt.resources import TrialResources, choose_trial_resources, count_slots, describe_cluster
-from tune_adamsrt.versions import NewNodes, check_versions, has_other_versions, installed
-from tune_adamsrt.watching import check_on_demand, is_private, watched
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 

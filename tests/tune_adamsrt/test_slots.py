@@ -8,11 +8,11 @@ from search_records import make_info, make_report
 
 from tune_adamsrt import confirm as confirming
 from tune_adamsrt.arguments import parse_arguments
+from tune_adamsrt.cluster.versions import OtherVersionsError, describe_difference, installed
 from tune_adamsrt.plan import make_plans
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.slots import LOOK_EVERY_S, WithinSlots
 from tune_adamsrt.study import Study, open_storage
-from tune_adamsrt.versions import OtherVersionsError, describe_difference, installed
 
 
 class Counting(Searcher):

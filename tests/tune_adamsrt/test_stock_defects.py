@@ -31,9 +31,10 @@ from search_records import make_info, make_report
 from tune_controller import Tune
 
 from adamsrt.training import EpochResult
-from tune_adamsrt import mlflow_writer, running, trainable
+from tune_adamsrt import running, trainable
 from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.budget import Budget
+from tune_adamsrt.mlflow import writer as mlflow_writer
 from tune_adamsrt.plan import make_plans
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.resources import TrialResources

@@ -16,13 +16,13 @@ from search_records import make_info, make_report
 
 from tune_adamsrt import sync
 from tune_adamsrt.candidates import confirmation_name, fresh_seeds, listed_runs
+from tune_adamsrt.mlflow.undelivered import Undelivered, load_undelivered, undelivered_studies
 from tune_adamsrt.records import Confirmation, SearchInfo, SearchSummary, TrialState
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
 from tune_adamsrt.studies import load_confirmation, load_search
 from tune_adamsrt.study import Study, locked, open_storage
 from tune_adamsrt.tracking import Tracking
-from tune_adamsrt.undelivered import Undelivered, load_undelivered, undelivered_studies
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "digits-study"
@@ -412,9 +412,9 @@ def test_a_model_is_handed_to_its_own_sender(
             raise ConnectionError("away")
         sent.append(fields)
 
-    module = types.ModuleType("tune_adamsrt.mlflow_model")
+    module = types.ModuleType("tune_adamsrt.mlflow.model")
     module.log_model = log_model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tune_adamsrt.mlflow_model", module)
+    monkeypatch.setitem(sys.modules, "tune_adamsrt.mlflow.model", module)
     assert sync.main(["--output", str(output), "--tracking-uri", uri]) == 2
     assert "the model was not sent: away" in capsys.readouterr().err
     assert undelivered_studies(output) == [NAME]

@@ -7,11 +7,11 @@ import pytest
 from comparison_cells import SETTING, make_cell
 from search_records import make_info, make_trial
 
-from tune_adamsrt.comparison_table import build_comparison
 from tune_adamsrt.records import TrialState
+from tune_adamsrt.reports.comparison_table import build_comparison
+from tune_adamsrt.reports.table_figures import learning_rate_sensitivity, performance_against_budget
+from tune_adamsrt.reports.table_page import write_comparison
 from tune_adamsrt.studies import StoredSearch
-from tune_adamsrt.table_figures import learning_rate_sensitivity, performance_against_budget
-from tune_adamsrt.table_page import write_comparison
 
 COMPLETE, STOPPED = TrialState.COMPLETE, TrialState.STOPPED
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from comparison_cells import SETTING, make_cell
 
-from tune_adamsrt.comparison_table import build_comparison
 from tune_adamsrt.records import Spread
-from tune_adamsrt.table_formats import (
+from tune_adamsrt.reports.comparison_table import build_comparison
+from tune_adamsrt.reports.table_formats import (
     build_arrow_table,
     render_csv,
     render_html_remarks,

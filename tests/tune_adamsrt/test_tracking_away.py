@@ -24,7 +24,7 @@ from tracked_search import (
     trial,
 )
 
-from tune_adamsrt import mlflow_writer
+from tune_adamsrt.mlflow import writer as mlflow_writer
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.tracking import Tracking
 

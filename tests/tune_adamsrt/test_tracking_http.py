@@ -25,9 +25,9 @@ from tracked_search import (
     trial,
 )
 
+from tune_adamsrt.mlflow.uri import ui_command
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.tracking import Tracking
-from tune_adamsrt.tracking_uri import ui_command
 
 REPOSITORY = Path(__file__).parents[2]
 

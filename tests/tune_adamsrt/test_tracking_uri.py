@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_adamsrt.tracking_uri import check_tracking_uri, mask_secrets, resolve_tracking_uri, ui_command
+from tune_adamsrt.mlflow.uri import check_tracking_uri, mask_secrets, resolve_tracking_uri, ui_command
 
 
 def test_the_option_comes_before_the_environment_and_the_folder(

@@ -1,0 +1,1 @@
+"""Many trials per GPU in one process: `--trials-per-gpu`."""
