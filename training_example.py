@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adamsrt.dataloaders import DATASETS
+from adamsrt.memory import keep_freed_memory
 from adamsrt.models import MODELS
 from adamsrt.optimizers import OPTIMIZERS
 from adamsrt.precision import PRECISIONS
@@ -150,6 +151,7 @@ def build_training(arguments: argparse.Namespace) -> Training:
         if arguments.threads < 1:
             raise ValueError(f"--threads must be >= 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     spec = TrainingSpec(
         dataset,
         model,

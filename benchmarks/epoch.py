@@ -6,18 +6,21 @@
 The published loop, written for this comparison: the PIL pipeline of `benchmarks.data_loading` (here in the process: a
 worker process would cost more CPU time), a model in torch's default memory format, AdamSRT as its formulas read, one
 tensor and one operation after another, `.item()` on loss and number of correct images after every step, evaluation in
-batches of 512. Ours is what `Training` does. All work on random images of the size of CIFAR-10 and take turns in every
-round. An epoch is 47,500 images to train on and 2,500 to validate, its time computed from that of a few batches of
-each; CPU time of the process, which others on the machine disturb less than the clock. A ratio is that of two arms in
-one round; median [quartiles] over the rounds.
+batches of 512. Ours is what `training_example.py` and the workers of a search do. All work on random images of the
+size of CIFAR-10, each in a process of its own, and take turns in every round. An epoch is 47,500 images to train on and
+2,500 to validate, its time computed from that of a few batches of each; CPU time of the process, which others on the
+machine disturb less than the clock. A ratio is that of two arms in one round; median [quartiles] over the rounds.
 
-At the end, the start of a trial in a process that has trained before: model, optimizer and loaders of the digits.
+At the end, the start of a trial in a process that has trained before: `Training` on the digits, given its predecessor.
 """
 
 import argparse
+import contextlib
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from adamsrt.dataloaders.images import ImageLoader, ImageSet, normalization_table
 from adamsrt.epoch import TrainStep, evaluate, train_epoch
+from adamsrt.memory import keep_freed_memory
 from adamsrt.models import build_model
 from adamsrt.optimizers import build_optimizer
 from adamsrt.precision import best_memory_format
@@ -81,12 +85,12 @@ def inner(x: Tensor, y: Tensor, dims: tuple[int, ...]) -> Tensor:
     return product.sum(dims, keepdim=True).expand_as(x) if dims else product
 
 
-def published(name: str, pixels: "np.ndarray[Any, np.dtype[np.uint8]]", *, with_adam: bool) -> Passes:
+def published(name: str, num_images: int, *, with_adam: bool = False) -> Passes:
     """Give the passes of the published loop."""
     model = seeded_model(name)
     groups = [{"params": model.conv_params(), "channel_wise": True}, {"params": model.other_params()}]
     optimizer = Adam(model.parameters(), **HYPER_PARAMETERS) if with_adam else PlainAdamSRT(groups, **HYPER_PARAMETERS)
-    pictures = PILImages(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
+    pictures = PILImages(np.ascontiguousarray(random_pixels(num_images).transpose(0, 2, 3, 1)))
     batches = DataLoader(pictures, batch_size=BATCH_SIZE, shuffle=True)
     in_order = DataLoader(pictures, batch_size=PUBLISHED_EVALUATION_BATCH_SIZE)
 
@@ -113,13 +117,18 @@ def published(name: str, pixels: "np.ndarray[Any, np.dtype[np.uint8]]", *, with_
     return train, validate
 
 
-def ours(name: str, image_set: ImageSet, *, precision: str, channels_last: bool = True) -> Passes:
+def ours(
+    name: str, num_images: int, *, precision: str = "fp32", channels_last: bool = True, keeps_memory: bool = True
+) -> Passes:
     """Give the passes that `Training` takes."""
+    if keeps_memory:
+        keep_freed_memory()
     model = seeded_model(name)
     memory_format = best_memory_format("cpu", precision) if channels_last else torch.contiguous_format
     model.to(memory_format=memory_format)
     optimizer = build_optimizer("adamsrt", model, **HYPER_PARAMETERS)
     table = normalization_table(MEAN, STD)
+    image_set = ImageSet(torch.from_numpy(random_pixels(num_images)), torch.zeros(num_images, dtype=torch.int64))
     batches = ImageLoader(image_set, table, batch_size=BATCH_SIZE, shuffle=True, padding=4, flip=True)
     in_order = ImageLoader(image_set, table, batch_size=evaluation_batch_size("cpu", BATCH_SIZE, 32))
     step = TrainStep(model, optimizer, precision=precision, memory_format=memory_format)
@@ -135,27 +144,67 @@ def seeded_model(name: str) -> Any:
     return model
 
 
-def cpu_seconds_per_image(take: Callable[[], Any], num_images: int) -> float:
+def random_pixels(num_images: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    return np.random.default_rng(0).integers(256, size=(num_images, 3, 32, 32), dtype=np.uint8)
+
+
+Build = Callable[..., Passes]
+ARMS: dict[str, tuple[Build, dict[str, Any]]] = {
+    "published loop": (published, {}),
+    "published loop, torch's Adam": (published, {"with_adam": True}),
+    "adamsrt, contiguous": (ours, {"channels_last": False, "keeps_memory": False}),
+    "adamsrt, channels_last": (ours, {"keeps_memory": False}),
+    "adamsrt, channels_last, freed memory kept": (ours, {}),
+    "the same in bf16": (ours, {"precision": "bf16"}),
+}
+
+
+def serve(turns: Connection, arm: str, model: str, num_images: int) -> None:
+    """Be an arm's process: take both passes at every turn, and send the CPU seconds per image of each."""
+    torch.set_num_threads(1)
+    build, options = ARMS[arm]
+    passes = build(model, num_images, **options)
+    while turns.recv():
+        turns.send([cpu_seconds(take) / num_images for take in passes])
+
+
+def cpu_seconds(take: Callable[[], Any]) -> float:
     start_s = time.process_time()
     take()
-    return (time.process_time() - start_s) / num_images
+    return time.process_time() - start_s
 
 
-def measure(arms: dict[str, Passes], num_images: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measure(model: str, num_images: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Give the seconds per image of training and evaluation, of every arm in every round, after one round unseen."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
-    for first in (True, *[False] * rounds):
-        for name, passes in arms.items():
-            train_s, validate_s = (cpu_seconds_per_image(take, num_images) for take in passes)
-            if not first:
-                seconds[name].append((train_s, validate_s))
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
+    processes = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        turns = {}
+        for name in ARMS:
+            turns[name], theirs = processes.Pipe()
+            process = processes.Process(target=serve, args=(theirs, name, model, num_images), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(turns[name].send, False)
+        for first in (True, *[False] * rounds):
+            for name, turn in turns.items():
+                turn.send(True)
+                train_s, validate_s = turn.recv()
+                if not first:
+                    seconds[name].append((train_s, validate_s))
     return seconds
 
 
 def trial_starts(name: str, rounds: int) -> list[float]:
-    """Give the CPU milliseconds of every `Training` in this process after the first one."""
+    """Give the CPU milliseconds of every `Training` in this process that follows another."""
     spec = TrainingSpec("digits", name, "adamsrt", HYPER_PARAMETERS, epochs=1)
-    return [1e3 * cpu_seconds_per_image(lambda: Training(spec), 1) for _ in range(rounds + 1)][1:]
+    training, milliseconds = Training(spec), []
+    for _ in range(rounds):
+        training.run_epoch()
+        start_s = time.process_time()
+        training = Training(spec, predecessor=training)
+        milliseconds.append(1e3 * (time.process_time() - start_s))
+    return milliseconds
 
 
 def render(seconds: dict[str, list[tuple[float, float]]]) -> str:
@@ -186,21 +235,15 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=BATCHES_TIMED, help="of 128 images, of each pass")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    num_images = arguments.batches * BATCH_SIZE
-    pixels = np.random.default_rng(0).integers(256, size=(num_images, 3, 32, 32), dtype=np.uint8)
-    image_set = ImageSet(torch.from_numpy(pixels), torch.zeros(num_images, dtype=torch.int64))
     print(f"torch {torch.__version__}, one thread, batches of {BATCH_SIZE}, n = {arguments.rounds} rounds")
     for model in arguments.models:
-        arms = {
-            "published loop": published(model, pixels, with_adam=False),
-            "published loop, torch's Adam": published(model, pixels, with_adam=True),
-            "adamsrt, contiguous": ours(model, image_set, precision="fp32", channels_last=False),
-            "adamsrt": ours(model, image_set, precision="fp32"),
-            "adamsrt, bf16": ours(model, image_set, precision="bf16"),
-        }
-        print(f"\n{model}\n\n{render(measure(arms, num_images, arguments.rounds))}", flush=True)
+        seconds = measure(model, arguments.batches * BATCH_SIZE, arguments.rounds)
+        print(f"\n{model}\n\n{render(seconds)}", flush=True)
+    keep_freed_memory()
+    for model in arguments.models:
         if model != "vgg16":  # too deep for the digits
-            print(f"\nA trial starts in {render_quartiles(trial_starts(model, arguments.rounds))} ms.", flush=True)
+            starts = render_quartiles(trial_starts(model, arguments.rounds))
+            print(f"\nA trial of {model} on the digits starts in {starts} ms.", flush=True)
 
 
 if __name__ == "__main__":

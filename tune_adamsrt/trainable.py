@@ -43,6 +43,8 @@ class TrainingTrainable(tune.Trainable):
     TRAINING_PER_CHECKPOINT = 50.0
     FIRST_CHECKPOINT_AFTER_S = 30.0
 
+    _training: Any = None
+
     def setup(self, config: dict[str, Any]) -> None:
         self._prepare_process(config)
         self._begin(config)
@@ -56,12 +58,12 @@ class TrainingTrainable(tune.Trainable):
         self._selection: str = config["protocol"]["selection"]
         self._checkpoint_epochs = frozenset(config["place"]["checkpoint_epochs"])
         self._keep_weights: str | None = config["place"].get("keep_weights")
-        self._training: Any = None
+        predecessor, self._training = self._training, None
         self._failure: str | None = None
         self._checkpoint_cost_s = self.FIRST_CHECKPOINT_AFTER_S / self.TRAINING_PER_CHECKPOINT
         self._checkpointed_at = time.monotonic()
         try:
-            self._training = self._start(config)
+            self._training = self._start(config, predecessor)
         except RayActorError:
             raise
         except Exception as error:
@@ -83,14 +85,21 @@ class TrainingTrainable(tune.Trainable):
         """Make the process ready for the first trial."""
         import torch
 
+        from adamsrt.memory import keep_freed_memory
+
+        keep_freed_memory()
         torch.set_num_threads(max(1, int(config["place"]["cpus_per_trial"])))
 
-    def _start(self, config: dict[str, Any]) -> Any:
-        """Give who trains the configuration. Raises whatever the model, the data or the machine raises."""
+    def _start(self, config: dict[str, Any], predecessor: Any) -> Any:
+        """Give who trains the configuration. Raises whatever the model, the data or the machine raises.
+
+        Args:
+            predecessor: who trained the trial before in this process, None for the first.
+        """
         from tune_adamsrt import trainable
 
         build: Any = trainable.Training  # comes with the first look, and torch with it
-        return build(training_spec(config))
+        return build(training_spec(config), predecessor=predecessor)
 
     def _save(self, file: Path) -> None:
         save_training(self._training, file)

@@ -161,12 +161,13 @@ def test_checkpoints_take_two_percent_of_the_training_time(epoch_s, cost_s, is_k
     monkeypatch.setattr(Trainable, "save", keep)
     monkeypatch.setattr("tune_adamsrt.checkpoints.time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr("tune_adamsrt.trainable.time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr("tune_adamsrt.trainable.Training", lambda spec: SimpleNamespace(epoch=0))
+    monkeypatch.setattr("tune_adamsrt.trainable.Training", lambda spec, predecessor: SimpleNamespace(epoch=0))
     monkeypatch.setattr("tune_adamsrt.trainable.training_spec", lambda config: None)
     worker = CheckpointedTrainable.__new__(CheckpointedTrainable)
     worker._last_result = {}
     protocol, place = {"selection": "best"}, {"checkpoint_epochs": ()}
     worker._begin({"trial_number": 0, "protocol": protocol, "place": place})
+    assert worker._failure is None
     for epoch in range(1, 5001):
         now += epoch_s
         since += epoch_s

@@ -52,7 +52,7 @@ class EngineTrainable(CheckpointedTrainable):
     def _prepare_process(self, config: dict[str, Any]) -> None:
         """Nothing is computed here."""
 
-    def _start(self, config: dict[str, Any]) -> TrainingInSlot:
+    def _start(self, config: dict[str, Any], predecessor: TrainingInSlot | None) -> TrainingInSlot:
         place = config["place"]
         if self._engine is None:
             self._engine = Connection(place["engine_slots"], max(1, int(place["cpus_per_trial"])))
