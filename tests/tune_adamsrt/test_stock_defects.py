@@ -176,7 +176,7 @@ def test_fact_1_a_trial_stopped_at_its_first_epoch_leaves_that_epoch(plan, journ
 class Diverging:
     """A training whose loss and accuracy are NaN from the first epoch."""
 
-    def __init__(self, spec):
+    def __init__(self, spec, predecessor):
         self.spec = spec
         self.best_valid_accuracy = 0.0
 
