@@ -169,8 +169,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--trials-per-gpu",
         type=slots_or_auto,
         metavar="N",
-        help="N trials side by side in one process per GPU, for networks that leave it half idle; auto: as many as "
-        "train fastest, by a measurement of a minute (default: a process per trial)",
+        help="N trials side by side in one process per GPU, their steps as CUDA graphs, for networks that leave it "
+        "half idle; auto: as many as train fastest, by a minute of measuring (default: a process each, no graphs)",
     )
     where.add_argument(
         "--max-on-demand-cost",
