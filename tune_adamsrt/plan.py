@@ -210,12 +210,13 @@ def prepare_data(plans: Iterable[Plan]) -> None:
         DATASETS[dataset].prepare(data_root)
 
 
-def render_plan(plan: Plan, *, cpus_per_trial: float | None, gpus_per_trial: float | None) -> str:
-    """Render what would run, for --dry-run."""
+def render_plan(plan: Plan, *, resources: str) -> str:
+    """Render what would run, for --dry-run.
+
+    Args:
+        resources: what a trial takes.
+    """
     setting = plan.setting
-    cpus = setting.cpus_per_trial if cpus_per_trial is None else cpus_per_trial
-    gpus = setting.gpus_per_trial if gpus_per_trial is None else gpus_per_trial
-    spare = "" if gpus_per_trial is not None or not gpus else " where there are GPUs"
     data = (
         f"{plan.data_root}"
         if plan.limit_train_examples is None
@@ -231,7 +232,7 @@ def render_plan(plan: Plan, *, cpus_per_trial: float | None, gpus_per_trial: flo
         ),
         ("trials", f"{_describe_trials(plan)}, sampled by {plan.sampler} with seed {plan.seed}"),
         ("early stopping", _describe_rungs(plan)),
-        ("resources", f"{cpus:g} CPU" + (f", {gpus:g} GPU{spare}" if gpus else "") + " per trial"),
+        ("resources", resources),
         ("at most", _describe_epochs(plan)),
     ]
     if plan.confirm_seeds:

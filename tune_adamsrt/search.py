@@ -35,7 +35,7 @@ from tune_adamsrt.cluster.job import DEFAULT_OUTPUT, is_elsewhere, place, run_qu
 from tune_adamsrt.cluster.watching import check_cluster, watched
 from tune_adamsrt.command_line import leave, without_options
 from tune_adamsrt.confirm import confirm, confirmed_model
-from tune_adamsrt.engine.plan import check_trials_per_gpu, engine_resources, parts_per_trial, with_slots
+from tune_adamsrt.engine.plan import check_trials_per_gpu, describe_resources, engine_resources, with_slots
 from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
 from tune_adamsrt.head_job import bring_home
 from tune_adamsrt.journal import Journal
@@ -152,7 +152,7 @@ def shown_storage(arguments: argparse.Namespace) -> str:
 
 def dry_run(plans: Sequence[Plan], arguments: argparse.Namespace) -> int:
     for plan in plans:
-        print(render_plan(plan, **parts_per_trial(plan, arguments)))
+        print(render_plan(plan, resources=describe_resources(plan, arguments)))
     if len(plans) > 1:
         print(f"{len(plans)} searches, at most {sum(plan.max_epochs_spent for plan in plans)} epochs in total")
     return DONE

@@ -149,7 +149,13 @@ def test_auto_measures_once_per_setting(monkeypatch):
     ("option", "shown"),
     [
         ([], "2 CPU, 1 GPU where there are GPUs per trial"),
-        (["--trials-per-gpu", "8"], "0.25 CPU, 0.125 GPU per trial"),
+        (["--trials-per-gpu", "8"], "0.25 CPU, 0.125 GPU per trial, 8 in one process"),
+        (
+            ["--trials-per-gpu", "auto"],
+            "2 CPU, 1 GPU for as many trials as train fastest on it, measured when the search starts",
+        ),
+        (["--trials-per-gpu", "auto", "--cpus-per-trial", "1"], "1 CPU per trial, 1 GPU for as many trials as"),
+        (["--gpus-per-trial", "0.5"], "2 CPU, 0.5 GPU per trial\n"),
     ],
 )
 def test_a_dry_run_shows_a_trials_part(option, shown, capsys):

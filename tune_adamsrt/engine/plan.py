@@ -71,17 +71,19 @@ def engine_resources(plan: Plan, cpus: float | None) -> TrialResources:
     )
 
 
-def parts_per_trial(plan: Plan, arguments: argparse.Namespace) -> dict[str, float | None]:
-    """Give the CPUs and GPUs of a trial for a look before there is a cluster; None for the setting's.
-
-    What `auto` comes to is not known by then: the GPU is shown whole.
-    """
-    cpus, gpus, wanted = arguments.cpus_per_trial, arguments.gpus_per_trial, arguments.trials_per_gpu
+def describe_resources(plan: Plan, arguments: argparse.Namespace) -> str:
+    """Say what a trial takes, before there is a cluster to ask: what `auto` comes to is not known by then."""
+    setting, wanted = plan.setting, arguments.trials_per_gpu
+    cpus: float = arguments.cpus_per_trial or setting.cpus_per_trial
+    if wanted is None:
+        gpus = setting.gpus_per_trial if arguments.gpus_per_trial is None else arguments.gpus_per_trial
+        spare = " where there are GPUs" if arguments.gpus_per_trial is None else ""
+        return f"{cpus:g} CPU" + (f", {gpus:g} GPU{spare}" if gpus else "") + " per trial"
     if isinstance(wanted, int):
-        cpus, gpus = cpus or _part(plan.setting.cpus_per_trial, wanted), _part(1.0, wanted)
-    elif wanted is not None:
-        gpus = 1.0
-    return {"cpus_per_trial": cpus, "gpus_per_trial": gpus}
+        cpus = arguments.cpus_per_trial or _part(setting.cpus_per_trial, wanted)
+        return f"{cpus:g} CPU, {_part(1.0, wanted):g} GPU per trial, {wanted} in one process"
+    each = "" if arguments.cpus_per_trial is None else " per trial"
+    return f"{cpus:g} CPU{each}, 1 GPU for as many trials as train fastest on it, measured when the search starts"
 
 
 def _part(whole: float, slots: int) -> float:
