@@ -39,8 +39,9 @@ from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.searcher import StudySearcher
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
+from tune_adamsrt.storage import open_storage
 from tune_adamsrt.studies import load_search
-from tune_adamsrt.study import Study, open_storage
+from tune_adamsrt.study import Study
 from tune_adamsrt.tracking import Tracking
 
 SETTING = load_setting("resnet18-cifar10")

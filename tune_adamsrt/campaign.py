@@ -13,8 +13,8 @@ from optuna.storages import BaseStorage
 
 from tune_adamsrt.candidates import is_confirmation
 from tune_adamsrt.plan import STUDY_NAME, Plan, search_study_name
+from tune_adamsrt.storage import StudyError
 from tune_adamsrt.studies import StoredSearch, confirmations_of, load_confirmation, load_search
-from tune_adamsrt.study import StudyError
 
 UNFINISHED = ("interrupted", "broken off")  # how `ended_by` of a search begins that has more to do
 

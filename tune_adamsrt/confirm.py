@@ -23,11 +23,12 @@ from tune_adamsrt.candidates import build_confirmation, confirmation_name, fresh
 from tune_adamsrt.cluster.versions import OtherVersionsError, has_other_versions, installed
 from tune_adamsrt.mlflow.model import model_item
 from tune_adamsrt.plan import Plan
-from tune_adamsrt.records import Confirmation, Observer, SearchInfo, TrialRecord, TrialState
+from tune_adamsrt.records import Confirmation, Observer, SearchInfo, TrialRecord, TrialState, top_candidates
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.running import run_trials
 from tune_adamsrt.searcher import hopeless_reason
-from tune_adamsrt.study import StorageLostError, Study, top_candidates
+from tune_adamsrt.storage import StorageLostError
+from tune_adamsrt.study import Study
 from tune_adamsrt.trainable import training_spec
 from tune_adamsrt.weights import load_weights, remove_weights, weights_file
 

@@ -237,3 +237,23 @@ class Observer(Protocol):
     def trial_ended(self, trial: TrialRecord) -> None: ...
 
     def search_ended(self, summary: SearchSummary) -> None: ...
+
+
+def top_candidates(candidates: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """Pick the best of different configurations, the best first, ranked as by `best_of`."""
+    left = list(candidates)
+    top: list[TrialRecord] = []
+    while left and len(top) < count:
+        best = best_of(left)
+        assert best is not None
+        left.remove(best)
+        if all(best.hyper_parameters != other.hyper_parameters for other in top):
+            top.append(best)
+    return top
+
+
+def best_of(candidates: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Pick the highest value; ties go to the lower validation loss at the last epoch, then to the lower number."""
+    return max(
+        candidates, key=lambda record: (record.value, -record.epochs[-1].valid_loss, -record.number), default=None
+    )

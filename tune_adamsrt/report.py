@@ -33,8 +33,8 @@ from tune_adamsrt.reports.significance import Test
 from tune_adamsrt.reports.table_formats import render_text
 from tune_adamsrt.reports.table_page import write_comparison
 from tune_adamsrt.results import replaced, write_tables
+from tune_adamsrt.storage import StudyError, open_storage
 from tune_adamsrt.studies import StoredSearch, confirmations_of, load_search
-from tune_adamsrt.study import StudyError, open_storage
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 

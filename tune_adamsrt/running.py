@@ -24,7 +24,8 @@ from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.rungs import Rungs
 from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.slots import WithinSlots
-from tune_adamsrt.study import StorageLostError, Study
+from tune_adamsrt.storage import StorageLostError
+from tune_adamsrt.study import Study
 from tune_adamsrt.uris import below, check_holds_no_credentials
 
 EXIT_AT_ONCE = 130

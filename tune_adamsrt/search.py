@@ -34,24 +34,25 @@ from tune_adamsrt.candidates import describe_failures
 from tune_adamsrt.cluster.job import DEFAULT_OUTPUT, is_elsewhere, place, run_quietly, search_elsewhere
 from tune_adamsrt.cluster.watching import check_cluster, watched
 from tune_adamsrt.command_line import leave, without_options
-from tune_adamsrt.confirm import confirm, confirmed_model
+from tune_adamsrt.confirm import confirm
 from tune_adamsrt.engine.plan import check_trials_per_gpu, describe_resources, engine_resources, with_slots
-from tune_adamsrt.export import Entry, ExportError, check_exportable, merge_entry
+from tune_adamsrt.export import ExportError, check_exportable
 from tune_adamsrt.head_job import bring_home
 from tune_adamsrt.journal import Journal
-from tune_adamsrt.mlflow.model import log_model
 from tune_adamsrt.mlflow.undelivered import Undelivered
 from tune_adamsrt.mlflow.uri import check_tracking_uri, mask_secrets, resolve_tracking_uri, ui_command
 from tune_adamsrt.paths import short_path, this_python
 from tune_adamsrt.plan import Plan, local_folder, make_plans, prepare_data, render_plan
-from tune_adamsrt.provenance import export_comments, provenance_tags
-from tune_adamsrt.records import Confirmation, HyperParameters, SearchInfo, SearchSummary, TrialRecord, TrialState
+from tune_adamsrt.provenance import provenance_tags
+from tune_adamsrt.publish import export_best, publish_model, report_on
+from tune_adamsrt.records import HyperParameters, SearchInfo, SearchSummary, TrialState
 from tune_adamsrt.resources import TrialResources, choose_trial_resources, connect, count_slots, describe_cluster
 from tune_adamsrt.running import check_output, run_trials
 from tune_adamsrt.searcher import hopeless_reason
 from tune_adamsrt.settings import known_settings, load_setting
+from tune_adamsrt.storage import StorageLostError, StudyError, locked, open_storage
 from tune_adamsrt.studies import describe_studies, newest_study_name, top_points
-from tune_adamsrt.study import StorageLostError, Study, StudyError, locked, open_storage
+from tune_adamsrt.study import Study
 from tune_adamsrt.terminal import TerminalView
 from tune_adamsrt.tracking import Tracking
 
@@ -372,76 +373,6 @@ def describe_search(
         key=study.key,
         restored=list(study.trials.values()),
     )
-
-
-def export_best(
-    plan: Plan,
-    study: Study,
-    best: TrialRecord,
-    confirmation: Confirmation | None,
-    resources: TrialResources,
-    tracking: Tracking,
-) -> str:
-    """Merge the best configuration into the exported module. Returns where it stands there, or why it does not."""
-    entry = Entry(
-        dataset=plan.setting.dataset,
-        model=plan.setting.model,
-        optimizer=plan.optimizer,
-        hyper_parameters=best.hyper_parameters,
-        provenance=export_comments(plan, study, best, confirmation, cpus=resources.cpus, run_id=tracking.run_id),
-    )
-    place = f"{short_path(plan.export)}  ['{entry.dataset}']['{entry.model}']['{entry.optimizer}']"
-    if not merge_entry(plan.export, entry, may_replace=plan.may_replace):
-        return f"not exported: a reduced run does not replace {place}; --export FILE exports it"
-    tracking.add_artifact(plan.export)
-    return place
-
-
-def report_on(plan: Plan, storage: BaseStorage, tracking: Tracking, view: TerminalView) -> list[tuple[str, str]]:
-    """Write the report's page, figures and tables, and hand the main ones to MLflow. Its trouble ends no search."""
-    folder = plan.local_output / "report" / plan.study_name
-    try:
-        with Console().status("drawing the report"):
-            from tune_adamsrt.report import write_search_report  # matplotlib, which nothing before it needs
-
-            page, kept = write_search_report(folder, storage, plan.study_name)
-    except Exception as error:
-        view.warn(f"the report could not be written: {' '.join(str(error).split())[:200]}")
-        return []
-    for path in kept:
-        tracking.add_artifact(path)
-    bring_home(folder, root=plan.local_output)
-    return [("report", str(short_path(page)))]
-
-
-def publish_model(
-    plan: Plan,
-    study: Study,
-    confirmation: Confirmation,
-    tracking: Tracking,
-    undelivered: Undelivered,
-    view: TerminalView,
-) -> list[tuple[str, str]]:
-    """Log the confirmed model. Where MLflow does not take it, it waits in a file, and the user learns what sends it."""
-    name = f"{plan.setting.name}-{plan.optimizer}"
-    item = confirmed_model(plan, study, confirmation)
-    arguments = {key: value for key, value in item.items() if key != "kind"}
-    with contextlib.suppress(OSError):
-        undelivered.add(item)  # before it is tried: whoever kills us now loses nothing
-    try:
-        with Console().status("logging the model"):
-            version = log_model(uri=tracking.uri, run_id=tracking.run_id, **arguments)
-    except Exception as error:  # whatever a store, a driver or a plugin raises, the search has ended well
-        reason = mask_secrets(" ".join(str(error).split()))[:200]
-        view.warn(f"the model was not logged: {reason}; to send it later: {undelivered.command}")
-        return []
-    with contextlib.suppress(OSError):
-        undelivered.items.remove(item)
-        if undelivered.items or undelivered.missing:
-            undelivered.write()
-        else:
-            undelivered.remove()
-    return [("model", f"models:/{name}/{version}")]
 
 
 def resume_command(plan: Plan) -> str:

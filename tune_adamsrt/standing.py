@@ -11,9 +11,9 @@ from optuna.storages import BaseStorage
 from tune_adamsrt.candidates import is_confirmation
 from tune_adamsrt.driver import Driver, find_driver, lock_is_held
 from tune_adamsrt.progress import Progress
-from tune_adamsrt.records import Confirmation, SearchSummary, TrialRecord, TrialState
+from tune_adamsrt.records import Confirmation, SearchSummary, TrialRecord, TrialState, best_of
+from tune_adamsrt.storage import StudyError
 from tune_adamsrt.studies import StoredSearch, confirmations_of, load_confirmation, load_search
-from tune_adamsrt.study import StudyError, best_of
 
 
 @dataclass(frozen=True)

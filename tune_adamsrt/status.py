@@ -30,9 +30,9 @@ from tune_adamsrt.command_line import leave, without_options
 from tune_adamsrt.driver import Driver, describe_driver, resume_command
 from tune_adamsrt.progress import Progress
 from tune_adamsrt.standing import Stand, build_progress, load_stand, newest_search, summarize
+from tune_adamsrt.storage import StudyError, open_storage
 from tune_adamsrt.studies import load_search
-from tune_adamsrt.study import StudyError, open_storage
-from tune_adamsrt.terminal import (
+from tune_adamsrt.terminal_text import (
     render_aligned,
     render_best,
     render_counts,

@@ -11,8 +11,17 @@ from optuna.storages import BaseStorage
 
 from adamsrt.registry import unknown_name_message
 from tune_adamsrt.candidates import build_confirmation, is_confirmation
-from tune_adamsrt.records import Confirmation, HyperParameters, SearchInfo, TrialRecord, TrialState
-from tune_adamsrt.study import StudyError, best_of, load_records, read_test_accuracies, top_candidates
+from tune_adamsrt.records import (
+    Confirmation,
+    HyperParameters,
+    SearchInfo,
+    TrialRecord,
+    TrialState,
+    best_of,
+    top_candidates,
+)
+from tune_adamsrt.storage import StudyError
+from tune_adamsrt.stored_trials import load_records, read_test_accuracies
 
 
 @dataclass(frozen=True)

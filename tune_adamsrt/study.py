@@ -8,122 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from filelock import FileLock, Timeout
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
-from sqlalchemy.exc import SQLAlchemyError
 
 from tune_adamsrt.journal import Journal
-from tune_adamsrt.mlflow.uri import mask_secrets
-from tune_adamsrt.records import EpochReport, HyperParameters, Observer, SearchInfo, TrialRecord, TrialState
+from tune_adamsrt.records import EpochReport, HyperParameters, Observer, SearchInfo, TrialRecord, TrialState, best_of
+from tune_adamsrt.storage import StudyError, recorded
+from tune_adamsrt.stored_trials import STATES, load_record, read_test_accuracies
 
 if TYPE_CHECKING:  # it brings torch along, which readers of a study need not wait for
     from tune_adamsrt.space import SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_STATES = {
-    OptunaState.RUNNING: TrialState.RUNNING,
-    OptunaState.COMPLETE: TrialState.COMPLETE,
-    OptunaState.PRUNED: TrialState.STOPPED,
-    OptunaState.FAIL: TrialState.FAILED,
-}
 
 _KEPT_AT_START = ("hyper_parameters", "seed", "origin", "started_at", "confirms")
 _KEPT_AT_END = ("state", "reason", "ended_at", "host", "ray_trial_id")
-
-
-class StudyError(ValueError):
-    """A study that cannot be used as asked: unknown, made for another search, or unreadable."""
-
-
-class StorageLostError(BaseException):
-    """The storage of a running study does not take what it is told: a full disk, a database that has gone.
-
-    Not an Exception, since Tune catches those of searchers, and would go on with a search that nobody records.
-    """
-
-
-def _recorded(method: Callable[P, R]) -> Callable[P, R]:
-    """Let a method end the search where the storage is lost."""
-
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except (OSError, SQLAlchemyError, StorageInternalError) as error:
-            raise StorageLostError(" ".join(str(error).split())) from error
-
-    return call
-
-
-def open_storage(location: str, *, must_exist: bool = False) -> BaseStorage:
-    """Open a study storage: a Journal file (a path) or a database (`sqlite:///...`, `postgresql://...`).
-
-    Raises:
-        StudyError: it is damaged, cannot be written or reached, or (must_exist) is not there. It stays as it is.
-    """
-    try:
-        if "://" in location:
-            return optuna.storages.RDBStorage(location)
-        path = Path(location).expanduser()
-        if must_exist and not path.exists():
-            raise StudyError(f"the study storage must exist, got {path}; name it with --output or --study-storage")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Who only reads must not mend: what looks cut off may be a line in the making.
-        return JournalStorage(JournalFileBackend(str(path))) if must_exist else Journal(str(path))
-    except (ValueError, KeyError, AssertionError) as error:  # from reading the journal
-        if isinstance(error, StudyError):
-            raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise StudyError(
-            f"the study storage must be whole, got {location}, which is damaged ({reason}); move it away or restore it"
-        ) from error
-    except OSError as error:
-        raise StudyError(
-            f"the study storage must be writable, got {location} ({error.strerror}); choose another --output"
-        ) from error
-    except (SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise StudyError(f"the study storage must answer, got {mask_secrets(location)} ({reason})") from error
-
-
-@contextlib.contextmanager
-def locked(study_name: str, folder: Path) -> Iterator[None]:
-    """Keep a second driver on this machine from the same study. Raises StudyError where another has it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{study_name}.lock", timeout=1)  # status holds it for an instant
-        lock.acquire()
-    except Timeout:
-        raise StudyError(
-            f"study {study_name!r} must have one driver, another search is running it; wait for it"
-        ) from None
-    except OSError as error:
-        raise StudyError(
-            f"the output folder must be writable, got {folder} ({error.strerror}); choose another"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def trial_seed(search_seed: int, number: int) -> int:
@@ -207,7 +117,7 @@ class Study:
 
         self._optuna.sampler = build_sampler(sampler, space, seed, trials_so_far=len(found))
         for trial in found:
-            if trial.state in _STATES:
+            if trial.state in STATES:
                 self._take_over(trial)
         if not self._optuna.user_attrs.get("has_first_points"):
             for point, origin in first_points:
@@ -245,12 +155,12 @@ class Study:
         """Tells this study from others of the same name in other storages."""
         return str(self._optuna.user_attrs["key"])
 
-    @_recorded
+    @recorded
     def note_start(self, info: SearchInfo) -> None:
         """Keep what other processes may want to know of this search while it runs: status, report, sync."""
         self._note_search(info, {"started_at": time.time(), "ended_by": None, "ended_at": None})
 
-    @_recorded
+    @recorded
     def note_end(self, info: SearchInfo, ended_by: str) -> None:
         """Keep why the search ended. Without it, it still runs or its driver was lost."""
         kept = self._optuna.user_attrs.get("search", {})
@@ -265,7 +175,7 @@ class Study:
         """Have someone told of what comes from now on."""
         self._observers = [*self._observers, observer]
 
-    @_recorded
+    @recorded
     def note_test(self, candidate: int, accuracies: Sequence[float]) -> None:
         """Keep what the test set says of a search's trial, so that nobody reads it again."""
         kept = {str(number): values for number, values in self.test_accuracies.items()}
@@ -298,7 +208,7 @@ class Study:
 
     # --- asked and told by the searcher -------------------------------------------------------------------------
 
-    @_recorded
+    @recorded
     def ask(self) -> TrialRecord:
         """Start a new trial, or go on with one that an earlier driver left running."""
         if self.interrupted:
@@ -321,7 +231,7 @@ class Study:
             observer.trial_started(record)
         return record
 
-    @_recorded
+    @recorded
     def give_back_not_sampled(self) -> None:
         """End the trials that an earlier driver began and never got to sample, where nothing can train them now."""
         while self._not_sampled:
@@ -348,7 +258,7 @@ class Study:
             self.interrupted.remove(record)
             self.pause(record.number, record.epoch)
 
-    @_recorded
+    @recorded
     def report(self, number: int, report: EpochReport, host: str = "") -> None:
         """Record one epoch. An epoch known already was trained again after a lost worker: it is only counted."""
         record = self.trials[number]
@@ -369,7 +279,7 @@ class Study:
         for observer in self._observers:
             observer.epoch_reported(record, report)
 
-    @_recorded
+    @recorded
     def note_checkpoint(self, number: int, uri: str) -> None:
         """Remember where a running trial can go on from."""
         record = self.trials[number]
@@ -391,13 +301,13 @@ class Study:
         """End a trial that diverged, raised, or whose workers were lost too often."""
         self._tell(self.trials[number], TrialState.FAILED, reason=reason)
 
-    @_recorded
+    @recorded
     def _tell(self, record: TrialRecord, state: TrialState, *, reason: str = "") -> None:
         if record.has_ended:
             return
         self.paused.pop(record.number, None)
         record.state, record.reason, record.ended_at = state, reason, time.time()
-        optuna_state = next(theirs for theirs, ours in _STATES.items() if ours is state)
+        optuna_state = next(theirs for theirs, ours in STATES.items() if ours is state)
         value = record.value if state is TrialState.COMPLETE else None
         with self._in_one_write():
             self._note(record, "end", {name: getattr(record, name) for name in _KEPT_AT_END})
@@ -422,56 +332,6 @@ class Study:
     def best(self) -> TrialRecord | None:
         """The candidate with the highest value at the full budget; the earliest trial where several share it."""
         return best_of(self.in_state(TrialState.COMPLETE))
-
-
-def read_test_accuracies(attributes: Mapping[str, Any]) -> dict[int, list[float]]:
-    """Read from a confirmation's study what the test set said, by the number of the search's trial."""
-    return {int(number): list(values) for number, values in attributes.get("test_accuracies", {}).items()}
-
-
-def top_candidates(candidates: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """Pick the best of different configurations, the best first, ranked as by `best_of`."""
-    left = list(candidates)
-    top: list[TrialRecord] = []
-    while left and len(top) < count:
-        best = best_of(left)
-        assert best is not None
-        left.remove(best)
-        if all(best.hyper_parameters != other.hyper_parameters for other in top):
-            top.append(best)
-    return top
-
-
-def best_of(candidates: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Pick the highest value; ties go to the lower validation loss at the last epoch, then to the lower number."""
-    return max(
-        candidates, key=lambda record: (record.value, -record.epochs[-1].valid_loss, -record.number), default=None
-    )
-
-
-def load_records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
-    """Rebuild the records of all trials that were asked for in full."""
-    records = [load_record(trial) for trial in trials if trial.state in _STATES]
-    return [record for record in records if record.hyper_parameters]
-
-
-def load_record(trial: FrozenTrial) -> TrialRecord:
-    """Rebuild a trial's record from the storage; without hyper-parameters where its asking never ended."""
-    attributes = trial.user_attrs
-    kept = {"hyper_parameters": {}, "seed": 0, **attributes.get("trial", {}), **attributes.get("end", {})}
-    reports = [EpochReport(**attributes[key]) for key in attributes if key.startswith("epoch:")]
-    if "betas" in kept["hyper_parameters"]:  # JSON has lists only
-        kept["hyper_parameters"]["betas"] = tuple(kept["hyper_parameters"]["betas"])
-    return TrialRecord(
-        **kept
-        | {
-            "number": trial.number,
-            "state": _STATES[trial.state],
-            "epochs": sorted(reports, key=lambda report: report.epoch),
-            "epochs_repeated": attributes.get("epochs_repeated", 0),
-            "checkpoint": attributes.get("checkpoint"),
-        }
-    )
 
 
 def _differences(known: Any, asked: Any, path: str = "") -> list[str]:

@@ -16,9 +16,9 @@ from tune_adamsrt.command_line import leave
 from tune_adamsrt.mlflow.undelivered import STORAGE_FILE, Undelivered, load_undelivered, undelivered_studies
 from tune_adamsrt.mlflow.uri import check_tracking_uri, mask_secrets, resolve_tracking_uri
 from tune_adamsrt.plan import local_folder
-from tune_adamsrt.records import SearchSummary, TrialState
+from tune_adamsrt.records import SearchSummary, TrialState, best_of
+from tune_adamsrt.storage import StudyError, locked, open_storage
 from tune_adamsrt.studies import StoredSearch, confirmations_of, load_confirmation, load_search
-from tune_adamsrt.study import StudyError, best_of, locked, open_storage
 from tune_adamsrt.tracking import Tracking
 
 DELIVERED, NOT_DELIVERED, INTERRUPTED = 0, 2, 130

@@ -29,8 +29,9 @@ from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.searcher import StudySearcher
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
+from tune_adamsrt.storage import StudyError, open_storage
 from tune_adamsrt.studies import load_search
-from tune_adamsrt.study import ListedRun, Study, StudyError, open_storage
+from tune_adamsrt.study import ListedRun, Study
 
 REPOSITORY = Path(__file__).parents[2]
 EPOCHS = 8

@@ -14,8 +14,8 @@ from tune_adamsrt.candidates import (
     is_confirmation,
     listed_runs,
 )
-from tune_adamsrt.records import TrialState, spread_of
-from tune_adamsrt.study import top_candidates, trial_seed
+from tune_adamsrt.records import TrialState, spread_of, top_candidates
+from tune_adamsrt.study import trial_seed
 
 
 def run(confirms, seed, value, *, state=TrialState.COMPLETE, valid_loss=1.0, number=0):

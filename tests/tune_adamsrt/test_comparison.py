@@ -16,7 +16,8 @@ from tune_adamsrt.reports.significance import Test, compare_all, holm, not_worse
 from tune_adamsrt.reports.table_checks import flags_of, refusals_of
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
-from tune_adamsrt.study import ListedRun, Study, StudyError, open_storage
+from tune_adamsrt.storage import StudyError, open_storage
+from tune_adamsrt.study import ListedRun, Study
 
 
 def t_density(t, df):

@@ -21,8 +21,8 @@ from adamsrt.dataloaders import get_dataloader_cifar10
 from tune_adamsrt.candidates import fresh_seeds
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.search import main
+from tune_adamsrt.storage import open_storage
 from tune_adamsrt.studies import load_confirmation, load_search
-from tune_adamsrt.study import open_storage
 
 REPOSITORY = Path(__file__).parents[2]
 SETTING = """

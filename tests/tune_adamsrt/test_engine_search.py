@@ -23,7 +23,8 @@ from tune_adamsrt.engine.actor import EngineActor, Proxy
 from tune_adamsrt.plan import Plan, make_plans
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.resources import TrialResources
-from tune_adamsrt.study import Study, open_storage
+from tune_adamsrt.storage import open_storage
+from tune_adamsrt.study import Study
 from tune_adamsrt.trainable import TrainingTrainable, TrialError, epoch_report
 
 REPOSITORY = Path(__file__).parents[2]

@@ -28,7 +28,8 @@ from tune_adamsrt.cluster import lost_workers
 from tune_adamsrt.plan import Plan, make_plans
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.resources import TrialResources
-from tune_adamsrt.study import Study, open_storage
+from tune_adamsrt.storage import open_storage
+from tune_adamsrt.study import Study
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 

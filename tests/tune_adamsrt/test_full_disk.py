@@ -13,7 +13,7 @@ import pytest
 from optuna.storages import JournalStorage
 
 from tune_adamsrt.journal import WholeLines
-from tune_adamsrt.study import open_storage
+from tune_adamsrt.storage import open_storage
 
 REPOSITORY = Path(__file__).parents[2]
 SETTING = (

@@ -23,8 +23,8 @@ from tune_adamsrt.mlflow.model import ALIAS, build_trained, log_model, model_ite
 from tune_adamsrt.mlflow.store import create_run, open_experiment
 from tune_adamsrt.mlflow.undelivered import Undelivered, load_undelivered
 from tune_adamsrt.plan import make_plans
+from tune_adamsrt.publish import publish_model
 from tune_adamsrt.records import Confirmation, TrialState
-from tune_adamsrt.search import publish_model
 from tune_adamsrt.sync import send_model
 from tune_adamsrt.weights import load_weights, save_weights, weights_file
 

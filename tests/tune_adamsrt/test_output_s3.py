@@ -18,7 +18,7 @@ from pyarrow.fs import FileSelector, FileSystem
 
 from tune_adamsrt.running import check_output
 from tune_adamsrt.search import main
-from tune_adamsrt.study import open_storage
+from tune_adamsrt.storage import open_storage
 
 REPOSITORY = Path(__file__).parents[2]
 SEARCH = [sys.executable, "-m", "tune_adamsrt.search"]

@@ -19,8 +19,9 @@ from tune_adamsrt import sync
 from tune_adamsrt.records import TrialState
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
+from tune_adamsrt.storage import open_storage
 from tune_adamsrt.studies import load_search
-from tune_adamsrt.study import Study, open_storage
+from tune_adamsrt.study import Study
 from tune_adamsrt.tracking import Tracking
 
 REPOSITORY = Path(__file__).parents[2]

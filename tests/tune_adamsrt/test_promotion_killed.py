@@ -11,7 +11,7 @@ import optuna
 import pytest
 from killed_driver import epochs_to_repeat
 
-from tune_adamsrt.study import open_storage
+from tune_adamsrt.storage import open_storage
 
 REPOSITORY = Path(__file__).parents[2]
 KILLED = [sys.executable, str(REPOSITORY / "tests" / "killed_driver.py"), "search"]

@@ -11,8 +11,9 @@ from stored_searches import make_epochs
 from tune_adamsrt.report import choose_studies, main, parse_arguments, write_report
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
+from tune_adamsrt.storage import open_storage
 from tune_adamsrt.studies import load_search
-from tune_adamsrt.study import ListedRun, Study, open_storage
+from tune_adamsrt.study import ListedRun, Study
 
 
 def open_study(storage, name, *, optimizer="adamsrt", setting="resnet20-digits", **changes):

@@ -19,8 +19,9 @@ from tune_adamsrt.records import EpochReport, TrialState
 from tune_adamsrt.results import epochs_schema, epochs_table, replaced, trials_schema, trials_table, write_tables
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
+from tune_adamsrt.storage import open_storage
 from tune_adamsrt.studies import load_search
-from tune_adamsrt.study import Study, open_storage
+from tune_adamsrt.study import Study
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "results.md"
 NAN = math.nan

@@ -11,7 +11,7 @@ import pytest
 from search_process import REPOSITORY, SEARCH, environment, search
 
 from tune_adamsrt.search import main
-from tune_adamsrt.study import open_storage
+from tune_adamsrt.storage import open_storage
 
 
 @pytest.fixture(scope="module")

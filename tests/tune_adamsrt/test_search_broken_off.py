@@ -9,7 +9,7 @@ import optuna
 import pytest
 from search_process import environment, search, start_search, wait_for
 
-from tune_adamsrt.study import open_storage
+from tune_adamsrt.storage import open_storage
 
 
 @pytest.mark.slow(seconds=90)

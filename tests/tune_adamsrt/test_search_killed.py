@@ -10,7 +10,7 @@ import optuna
 import pytest
 from search_process import search, start_search, wait_for
 
-from tune_adamsrt.study import open_storage
+from tune_adamsrt.storage import open_storage
 
 
 @pytest.mark.slow(seconds=150)

@@ -15,7 +15,8 @@ from tune_adamsrt.scheduler import Promotion, SuccessiveHalving
 from tune_adamsrt.searcher import StudySearcher, hopeless_reason
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
-from tune_adamsrt.study import Study, open_storage
+from tune_adamsrt.storage import open_storage
+from tune_adamsrt.study import Study
 
 EPOCHS = 3
 

@@ -12,7 +12,8 @@ from tune_adamsrt.cluster.versions import OtherVersionsError, describe_differenc
 from tune_adamsrt.plan import make_plans
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.slots import LOOK_EVERY_S, WithinSlots
-from tune_adamsrt.study import Study, open_storage
+from tune_adamsrt.storage import open_storage
+from tune_adamsrt.study import Study
 
 
 class Counting(Searcher):

@@ -20,8 +20,9 @@ from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
 from tune_adamsrt.standing import build_progress
 from tune_adamsrt.status import main
+from tune_adamsrt.storage import open_storage
 from tune_adamsrt.studies import StoredSearch, load_search
-from tune_adamsrt.study import ListedRun, Study, open_storage
+from tune_adamsrt.study import ListedRun, Study
 
 NAME = "resnet20-digits-adamsrt-20260101-000000"
 ROOT = Path(__file__).parents[2]

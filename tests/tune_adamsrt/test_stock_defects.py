@@ -42,7 +42,8 @@ from tune_adamsrt.rungs import Rungs
 from tune_adamsrt.scheduler import SuccessiveHalving
 from tune_adamsrt.searcher import StudySearcher
 from tune_adamsrt.settings import SettingError, load_setting, override
-from tune_adamsrt.study import Study, open_storage
+from tune_adamsrt.storage import open_storage
+from tune_adamsrt.study import Study
 from tune_adamsrt.terminal import TerminalView
 from tune_adamsrt.tracking import Tracking
 

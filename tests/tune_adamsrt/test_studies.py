@@ -6,6 +6,7 @@ from search_records import make_info
 from tune_adamsrt.records import EpochReport
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
+from tune_adamsrt.storage import StorageLostError, StudyError, open_storage
 from tune_adamsrt.studies import (
     confirmations_of,
     describe_studies,
@@ -14,7 +15,7 @@ from tune_adamsrt.studies import (
     newest_study_name,
     top_points,
 )
-from tune_adamsrt.study import ListedRun, StorageLostError, Study, StudyError, open_storage
+from tune_adamsrt.study import ListedRun, Study
 
 
 def report(epoch, value):

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from tune_adamsrt import head_job, search
-from tune_adamsrt.study import open_storage
+from tune_adamsrt.storage import open_storage
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from tune_adamsrt.journal import Journal
 from tune_adamsrt.records import EpochReport, TrialState
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
-from tune_adamsrt.study import ListedRun, Study, StudyError, open_storage, trial_seed
+from tune_adamsrt.storage import StudyError, open_storage
+from tune_adamsrt.study import ListedRun, Study, trial_seed
 
 PROTOCOL = {"epochs": 3, "dataset": "digits"}
 

@@ -20,8 +20,9 @@ from tune_adamsrt.mlflow.undelivered import Undelivered, load_undelivered, undel
 from tune_adamsrt.records import Confirmation, SearchInfo, SearchSummary, TrialState
 from tune_adamsrt.settings import load_setting
 from tune_adamsrt.space import build_search_space
+from tune_adamsrt.storage import locked, open_storage
 from tune_adamsrt.studies import load_confirmation, load_search
-from tune_adamsrt.study import Study, locked, open_storage
+from tune_adamsrt.study import Study
 from tune_adamsrt.tracking import Tracking
 
 REPOSITORY = Path(__file__).parents[2]

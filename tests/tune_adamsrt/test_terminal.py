@@ -11,8 +11,8 @@ from search_records import add_reports, make_info, make_progress, make_report, m
 
 from tune_adamsrt.progress import Progress
 from tune_adamsrt.records import Confirmation, SearchSummary, TrialRecord, TrialState
-from tune_adamsrt.terminal import (
-    TerminalView,
+from tune_adamsrt.terminal import TerminalView
+from tune_adamsrt.terminal_text import (
     render_best,
     render_counts,
     render_heading,

@@ -8,8 +8,8 @@ from optuna.storages import BaseStorage
 
 from tune_adamsrt.records import Confirmation, HyperParameters, Spread, spread_of
 from tune_adamsrt.reports.analysis import WinnerAt, edge_lines, winner_at
+from tune_adamsrt.storage import StudyError
 from tune_adamsrt.studies import StoredSearch, load_confirmation, load_search
-from tune_adamsrt.study import StudyError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tune_adamsrt.records import TrialRecord, TrialState
+from tune_adamsrt.records import TrialRecord, TrialState, best_of
 from tune_adamsrt.reports import analysis
 from tune_adamsrt.reports.analysis import TooFewTrialsError, candidates
 from tune_adamsrt.reports.chart import (
@@ -32,7 +32,6 @@ from tune_adamsrt.reports.chart import (
 )
 from tune_adamsrt.reports.space_figures import importance, parallel_coordinates, response_map
 from tune_adamsrt.studies import StoredSearch
-from tune_adamsrt.study import best_of
 
 MAX_POINTS_PER_CURVE = 100
 MAX_VECTOR_CURVES = 200  # more of them become one image inside the SVG

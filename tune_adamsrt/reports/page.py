@@ -20,12 +20,11 @@ from tune_adamsrt.formats import (
     format_seeds,
     format_spread,
 )
-from tune_adamsrt.records import Confirmation, Spread, TrialRecord, TrialState
+from tune_adamsrt.records import Confirmation, Spread, TrialRecord, TrialState, best_of
 from tune_adamsrt.reports.analysis import candidates, edge_lines, rungs_of
 from tune_adamsrt.reports.chart import GRID, MUTED, PAGE, TEXT, Chart, render_inline_svg, theme_variables, variable
 from tune_adamsrt.reports.tables import build_overview, build_trials_grid
 from tune_adamsrt.studies import StoredSearch
-from tune_adamsrt.study import best_of
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("tune_adamsrt.reports", ""),

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 
-from tune_adamsrt.records import TrialRecord, TrialState
+from tune_adamsrt.records import TrialRecord, TrialState, best_of
 from tune_adamsrt.reports import analysis
 from tune_adamsrt.reports.analysis import TooFewTrialsError, candidates
 from tune_adamsrt.reports.chart import (
@@ -28,7 +28,6 @@ from tune_adamsrt.reports.chart import (
 from tune_adamsrt.reports.scales import ZERO_POSITION, Scale, build_scale, stored_space
 from tune_adamsrt.results import split_betas
 from tune_adamsrt.studies import StoredSearch
-from tune_adamsrt.study import best_of
 
 
 @matplotlib.rc_context(STYLE)

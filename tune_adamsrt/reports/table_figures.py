@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 
+from tune_adamsrt.records import best_of
 from tune_adamsrt.reports.analysis import candidates
 from tune_adamsrt.reports.chart import ACCURACY, SERIES_COLORS, SERIES_DASHES, STYLE, Chart, new_figure
 from tune_adamsrt.reports.performance import COVERED, ExpectedBest, expected_best, lr_sensitivity
 from tune_adamsrt.studies import StoredSearch
-from tune_adamsrt.study import best_of
 
 BUDGETS = 200  # points per curve
 BAND = 0.9

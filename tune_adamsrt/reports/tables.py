@@ -5,12 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tune_adamsrt.formats import format_hyper_parameters, format_value
-from tune_adamsrt.records import TrialRecord, TrialState
+from tune_adamsrt.records import TrialRecord, TrialState, best_of
 from tune_adamsrt.reports.analysis import candidates
 from tune_adamsrt.reports.scales import in_reading_order
 from tune_adamsrt.results import split_betas, test_accuracies
 from tune_adamsrt.studies import StoredSearch
-from tune_adamsrt.study import best_of
 
 
 @dataclass(frozen=True)
