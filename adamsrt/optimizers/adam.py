@@ -1,6 +1,7 @@
 """Adam itself, for groups of a single element, and the state (m, v, step) of the optimizers built on it."""
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,12 +9,7 @@ from torch import Tensor
 from adamsrt.geometry import group_size, zeros_per_group
 from adamsrt.optimizers.base import GroupedOptimizer, Number
 from adamsrt.optimizers.blocks import Block
-from adamsrt.optimizers.options import lr_of
 from adamsrt.optimizers.update import Update
-from adamsrt.optimizers.ways import partition
-
-if TYPE_CHECKING:
-    from adamsrt.optimizers.launch import Column
 
 
 def adam_step_(
@@ -65,13 +61,14 @@ class AdamLike(GroupedOptimizer):
 
     MOMENTUM = "exp_avg"
     SECOND_MOMENT = "exp_avg_sq"
+    KERNEL_OF_ELEMENTS = "adam"
 
     def init_state(self, x: Tensor, dims: tuple[int, ...], state: dict[str, Any]) -> None:
         # As torch's own: the step counter stays on the CPU, where reading it waits for no device.
         state["step"] = torch.tensor(0.0, dtype=torch.float32)
-        state["exp_avg"] = torch.zeros_like(x, memory_format=torch.preserve_format)
+        state["exp_avg"] = self._neighbours.zeros_like(x, "exp_avg")
         is_split = group_size(x, dims) > 1
-        state["exp_avg_sq"] = zeros_per_group(x, dims) if is_split else torch.zeros_like(state["exp_avg"])
+        state["exp_avg_sq"] = zeros_per_group(x, dims) if is_split else self._neighbours.zeros_like(x, "exp_avg_sq")
 
     def update_element(self, update: Update, grad: Tensor, step: Number, lr: Number) -> None:
         state, group = update.state, update.group
@@ -96,38 +93,9 @@ class AdamLike(GroupedOptimizer):
             weight_decay=group["weight_decay"],
         )
 
-    def corrected(self, updates: list[Update]) -> "tuple[Column, Column]":
-        """Give lr / (1 - beta1^step) and 1 - beta2^step of every update, for a kernel."""
-        if not updates[0].group["capturable"]:
-            pairs = [(float(update.group["lr"]), update.group["betas"], float(update.step)) for update in updates]
-            return (
-                [lr / (1 - betas[0] ** step) for lr, betas, step in pairs],
-                [1 - betas[1] ** step for _, betas, step in pairs],
-            )
-        firsts, seconds = [], []
-        for members in partition(updates, lambda update: id(update.group)).values():
-            (beta1, beta2), lr = members[0].group["betas"], lr_of(members[0].group)
-            steps = torch.stack([update.state["step"] for update in members]).double()
-            firsts.append(lr / (1 - beta1**steps))
-            seconds.append(1 - beta2**steps)
-        return torch.cat(firsts), torch.cat(seconds)
-
-    def update_elements_fused(self, updates: list[Update], group: dict[str, Any]) -> None:
-        """Take torch's own fused step of Adam."""
-        rows = [update.rows for update in updates if update.rows is not None]
-        lr = lr_of(group)
-        torch._fused_adam_(
-            [each.x for each in rows],
-            [update.grad_rows() for update in updates],
-            [each.m for each in rows],
-            [each.v for each in rows if each.v is not None],
-            [],
-            [update.state["step"] for update in updates],
-            lr=lr.float() if isinstance(lr, Tensor) else lr,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+    @staticmethod
+    def numbers_of(group: dict[str, Any]) -> list[float]:
+        beta1, beta2 = map(float, group["betas"])
+        logarithms = [math.log2(beta) if beta > 0 else -math.inf for beta in (beta1, beta2)]
+        others = float(group["eps"]), float(group["weight_decay"]), float(group.get("rt", False))
+        return [1 - beta1, beta2, 1 - beta2, *logarithms, *others]

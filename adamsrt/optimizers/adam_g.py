@@ -5,7 +5,7 @@ for different methods.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from adamsrt.optimizers.adam import AdamLike
 from adamsrt.optimizers.base import Number
 from adamsrt.optimizers.blocks import Block
 from adamsrt.optimizers.update import Update
-
-if TYPE_CHECKING:
-    from adamsrt.optimizers.launch import Column
 
 
 def adam_g_step_(
@@ -54,24 +51,27 @@ def adam_g_step_(
 def adam_g_block_step_(block: Block, *, step: Number, lr: Number, betas: tuple[float, float], eps: float) -> None:
     """Take the same step on a block of rows at once, in place and without temporaries of its size."""
     beta1, beta2 = betas
-    xs, ms, split = block.xs, block.ms, block.split
+    xs, ms, grads, split = block.xs, block.ms, block.grads(), block.split
     tiny = torch.finfo(xs[0].dtype).tiny
-    torch._foreach_div_(xs, split(block.squares(xs).sqrt_().clamp_min_(tiny)))
-    grads = block.grads()
-    along = split(block.products(xs, grads))
+    # The point on the sphere is x / norm; x itself is scaled at the end, which saves a pass. Norms below the bound are
+    # those of zeros, as smaller squares underflow; a quotient by the bound does not overflow.
+    norm = block.norms(xs).clamp_min_(tiny**0.5)
+    along = split(block.products(xs, grads).div_(norm).div_(norm))
     for grad, x, inner_product, scratch in zip(grads, xs, along, block.scratch, strict=True):
         torch.addcmul(grad, x, inner_product, value=-1, out=scratch)  # the part of grad that is tangent at x
     torch._foreach_lerp_(ms, block.scratch, 1 - beta1)
-    v = block.v.mul_(beta2).add_(block.squares(block.scratch), alpha=1 - beta2)
-    scale = lr / (1 - beta1**step) / (v / (1 - beta2**step)).sqrt_().add_(eps)
-    length = block.squares(ms).sqrt_()
-    cos, sin = torch.cos(scale * length), torch.sin(scale * length)
-    for x, turn, scratch in zip(xs, split(length * sin), block.scratch, strict=True):
+    length_of_tangent = block.norms(block.scratch)
+    v = block.v.mul_(beta2).addcmul_(length_of_tangent, length_of_tangent, value=1 - beta2)
+    length = block.norms(ms)
+    angle = (length / (v / (1 - beta2**step)).sqrt_().add_(eps)).mul_(lr / (1 - beta1**step))
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    turned = split(length * sin / norm)
+    for x, turn, scratch in zip(xs, turned, block.scratch, strict=True):
         torch.mul(x, turn, out=scratch)
-    torch._foreach_mul_(xs, split(cos))
-    torch._foreach_addcmul_(xs, ms, split(sin / length.clamp_min(tiny)), value=-1)
-    torch._foreach_mul_(ms, split(cos))
-    torch._foreach_add_(ms, block.scratch)
+    torch._foreach_mul_(xs, split(cos / norm))
+    torch._foreach_addcmul_(xs, ms, split(sin.div_(length.clamp_min_(tiny))), value=-1)
+    for m, shrink, scratch in zip(ms, split(cos), block.scratch, strict=True):
+        torch.addcmul(scratch, m, shrink, out=m)
 
 
 class AdamG(AdamLike):
@@ -137,15 +137,3 @@ class AdamG(AdamLike):
 
     def update_block(self, block: Block, group: dict[str, Any], step: Number, lr: Number) -> None:
         adam_g_block_step_(block, step=step, lr=lr, betas=group["betas"], eps=group["eps"])
-
-    def numbers_of(self, updates: list[Update]) -> "list[Column]":
-        groups = [update.group for update in updates]
-        step_size, correction2 = self.corrected(updates)
-        return [
-            [1 - group["betas"][0] for group in groups],
-            [group["betas"][1] for group in groups],
-            [1 - group["betas"][1] for group in groups],
-            [group["eps"] for group in groups],
-            step_size,
-            correction2,
-        ]

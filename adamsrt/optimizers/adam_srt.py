@@ -6,7 +6,7 @@ Other libraries use the name AdamS for different methods.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from adamsrt.optimizers.adam import AdamLike
 from adamsrt.optimizers.base import Number
 from adamsrt.optimizers.blocks import Block
 from adamsrt.optimizers.update import Update
-
-if TYPE_CHECKING:
-    from adamsrt.optimizers.launch import Column
 
 
 def adam_srt_step_(
@@ -76,14 +73,15 @@ def adam_srt_block_step_(
     torch._foreach_lerp_(block.ms, grads, 1 - beta1)
     v = block.v.mul_(beta2).add_(block.squares(grads), alpha=1 - beta2)
     denominator = v.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
-    a = block.sizes**0.5 * (lr / (1 - beta1**step)) / denominator
+    a = block.root_sizes * (lr / (1 - beta1**step)) / denominator
     if rt:
         A = block.squares(block.xs)
         M, N = inner_after_step(A, block.products(block.ms, block.xs), block.squares(block.ms), a)
-        rescale_(v, A, N, eps)
+        N_and_eps = N + eps if eps > 0 else N
+        v.mul_(A / N_and_eps)  # geometry.rescale_
     torch._foreach_addcmul_(block.xs, block.ms, block.split(a), value=-1)
     if rt:
-        block.transport(M, N, eps)
+        block.transport(M, N, N_and_eps)
 
 
 class AdamSRT(AdamLike):
@@ -160,21 +158,6 @@ class AdamSRT(AdamLike):
             weight_decay=group["weight_decay"],
             rt=group["rt"],
         )
-
-    def numbers_of(self, updates: list[Update]) -> "list[Column]":
-        groups = [update.group for update in updates]
-        step_size, correction2 = self.corrected(updates)
-        root2 = correction2.sqrt() if isinstance(correction2, Tensor) else [each**0.5 for each in correction2]
-        return [
-            [1 - group["betas"][0] for group in groups],
-            [group["betas"][1] for group in groups],
-            [1 - group["betas"][1] for group in groups],
-            [group["eps"] for group in groups],
-            [group["weight_decay"] for group in groups],
-            step_size,
-            root2,
-            [float(group["rt"]) for group in groups],
-        ]
 
 
 class AdamS(AdamSRT):

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import Optimizer
 
-from adamsrt.geometry import group_dtype
 from adamsrt.optimizers.blocks import Block, block_limit, blocks_of, scratch_size
 from adamsrt.optimizers.counters import Counters, Share
-from adamsrt.optimizers.options import check_options, check_parameter, dims_of, lr_of
+from adamsrt.optimizers.neighbours import Neighbours
+from adamsrt.optimizers.options import dims_of, lr_of
 from adamsrt.optimizers.plan import Plan
+from adamsrt.optimizers.restartable import RestartableOptimizer
 from adamsrt.optimizers.update import Update, options_of
-from adamsrt.optimizers.ways import partition
+from adamsrt.optimizers.ways import Way, is_captured, partition
 
 if TYPE_CHECKING:
-    from adamsrt.optimizers.launch import Column, Launcher
+    from adamsrt.optimizers.fused import FusedStep
 
 MAX_KEPT = 16
 Number = float | Tensor
@@ -39,12 +40,12 @@ class OptimizerEntry:
     uses_groups: bool
 
 
-class GroupedOptimizer(Optimizer):
+class GroupedOptimizer(RestartableOptimizer):
     """A torch optimizer whose parameters are split into groups of weights; a subclass gives the formulas of one step.
 
     A step is computed in one of three ways that agree to rounding, named as in torch.optim:
 
-    - fused: one Triton kernel for all weights with groups, torch's own fused step for the others. For GPUs.
+    - fused: one launch of a Triton kernel for all weights with groups, one for all others. For GPUs.
     - foreach: blocks of rows that stay in the cache, small tensors together. Takes float32 and float64.
     - for-loop: one parameter after another, operation by operation. Takes everything.
 
@@ -59,50 +60,16 @@ class GroupedOptimizer(Optimizer):
 
     MOMENTUM: str  # the name of the momentum in the state
     SECOND_MOMENT: str | None = None  # the name of v
-    KERNEL: str  # the name of its function in `kernels`
+    KERNEL: str  # the name of its function in `kernels`, and of the one for groups of a single element
+    KERNEL_OF_ELEMENTS: str
     DECAYS_ROWS = True  # False where weight_decay does nothing for groups of several elements
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        self._forget()
-        check_options(defaults)
-        super().__init__(params, defaults)
-
     def _forget(self) -> None:
-        """Drop what can be made again; it is in no state dict, pickle or copy."""
         self._options: list[Hashable] = []
         self._plans: dict[tuple[bool, ...], Plan] = {}  # by which parameters have a gradient
         self._counters = Counters([])
-        self._launcher: Launcher | None = None
+        self._neighbours = Neighbours()
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add and check a parameter group. The given dict stays as it is, so that it can serve another optimizer."""
-        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
-        try:
-            check_options(self.param_groups[-1])
-            for x in self.param_groups[-1]["params"]:
-                check_parameter(x, self.param_groups[-1])
-        except ValueError:
-            self.param_groups.pop()
-            raise
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._forget()
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)  # a state dict saved before this option existed
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave, from any device and any way to compute the step."""
-        super().load_state_dict(state_dict)
-        # torch has cast all state to the dtype of the parameter, but values per group are float32 at least.
-        saved_ids = (saved_id for group in state_dict["param_groups"] for saved_id in group["params"])
-        params = (x for group in self.param_groups for x in group["params"])
-        for saved_id, x in zip(saved_ids, params, strict=True):
-            for name, value in state_dict["state"].get(saved_id, {}).items():
-                if name != "step" and isinstance(value, Tensor) and value.shape != x.shape:
-                    self.state[x][name] = value.to(dtype=group_dtype(x), device=x.device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -115,7 +82,7 @@ class GroupedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if _is_captured() and not all(group["capturable"] for group in self.param_groups):
+        if is_captured() and not all(group["capturable"] for group in self.param_groups):
             raise RuntimeError("a step in a CUDA graph must be capturable; build the optimizer with capturable=True")
         xs = [x for group in self.param_groups for x in group["params"]]
         plan = self._plan_of(xs, [x.grad for x in xs])
@@ -124,10 +91,26 @@ class GroupedOptimizer(Optimizer):
             self._step_one(update)
         for update, blocks in self._blocks_of(plan):
             self._step_blocks(update, blocks)
-        for members in plan.fused:
-            self._step_fused(members)
+        for fused_step in self._fused_steps_of(plan):
+            fused_step()
         plan.let_go()
         return loss
+
+    def write_options(self) -> bool:
+        """Have captured steps read the options as they are now, from their next replay on this stream on.
+
+        To be called outside a capture, after a change of options (lr, betas, weight_decay, ...), or before a capture.
+        Waits for nothing, and copies what has changed only.
+
+        Returns:
+            False where a captured step would hold options that it was captured with, as a part of it is not fused, and
+            has to be captured anew. True where all is read, or no step has been taken.
+        """
+        for plan in self._plans.values():
+            for fused_step in plan.fused_steps or ():
+                fused_step.write()
+        updates = [update for plan in self._plans.values() for update in plan.updates]
+        return all(update.way is Way.FUSED for update in updates if update.group["capturable"])
 
     def _plan_of(self, xs: list[Tensor], grads: list[Tensor | None]) -> Plan:
         """Give the plan of a step, with its gradients: that of an earlier step where it holds."""
@@ -155,7 +138,8 @@ class GroupedOptimizer(Optimizer):
         state = self.state[x]
         if not state:
             self.init_state(x, dims_of(x, group), state)
-        return Update(x, grad, state, group, (self.MOMENTUM, self.SECOND_MOMENT), self.KERNEL)
+        names, kernels = (self.MOMENTUM, self.SECOND_MOMENT), (self.KERNEL, self.KERNEL_OF_ELEMENTS)
+        return Update(x, grad, state, group, names, kernels)
 
     def _count_steps(self, plan: Plan) -> None:
         """Count a step of every parameter, on the CPU, where reading waits for no device, or where it is needed."""
@@ -163,9 +147,11 @@ class GroupedOptimizer(Optimizer):
             return  # its formulas know no step
         for members in partition(plan.on_device, lambda update: update.x.device).values():
             for update in members:
-                update.step = update.state["step"] = update.state["step"].to(update.x.device)
-            steps = [update.state["step"] for update in members]
-            torch._foreach_add_(steps, torch.ones((), device=steps[0].device), alpha=1)  # 1 alone becomes many tensors
+                update.step = update.state["step"] = update.state["step"].to(update.x.device, torch.float32)
+            # A fused step counts itself.
+            if steps := [update.state["step"] for update in members if update.way is not Way.FUSED]:
+                one = torch.ones((), device=steps[0].device)  # 1 alone becomes many tensors
+                torch._foreach_add_(steps, one, alpha=1)
         if plan.on_cpu:
             if plan.share is None or not plan.share.holds():
                 plan.share = self._share_of([update.state for update in plan.on_cpu])
@@ -211,19 +197,19 @@ class GroupedOptimizer(Optimizer):
             scratch = self._scratch[x.device, x.dtype] = torch.empty(size, device=x.device, dtype=x.dtype)
         return blocks_of(updates, limit, scratch)
 
-    def _step_fused(self, updates: list[Update]) -> None:
-        """Take a step on updates of one device, dtype and mode: one launch for all rows, of all parameter groups."""
-        rows = [update for update in updates if update.size > 1]
-        if rows:
-            if self._launcher is None:
-                from adamsrt.optimizers.launch import Launcher  # needs Triton
+    def _fused_steps_of(self, plan: Plan) -> "list[FusedStep]":
+        """Give the fused steps of a plan; each takes all parameters of a device, dtype and mode, of all groups."""
+        if plan.fused_steps is None:
+            if plan.fused and is_captured():
+                raise RuntimeError("a step must be taken before it is captured in a graph; warm up, then capture")
+            plan.fused_steps = [self._new_fused_step(updates) for updates in plan.fused]
+        return plan.fused_steps
 
-                self._launcher = Launcher(self.KERNEL)
-            grads = [update.grad_rows() for update in rows]
-            self._launcher([update.rows for update in rows if update.rows], grads, self.numbers_of(rows))
-        elements = [update for update in updates if update.size == 1]
-        for members in partition(elements, lambda update: id(update.group)).values():
-            self.update_elements_fused(members, members[0].group)
+    def _new_fused_step(self, updates: list[Update]) -> "FusedStep":
+        from adamsrt.optimizers.fused import FusedStep  # needs Triton
+
+        kernels, counts = (self.KERNEL, self.KERNEL_OF_ELEMENTS), self.SECOND_MOMENT is not None
+        return FusedStep(updates, kernels, counts=counts, numbers_of=self.numbers_of)
 
     # What a subclass defines. `rows` are groups of several elements, `elements` are groups of one; every function
     # changes weights and state in place and leaves the gradient. step: 1 at the first. step, lr: 0-dim tensors in
@@ -249,12 +235,9 @@ class GroupedOptimizer(Optimizer):
         """Update a block of elements (n, 1)."""
         raise NotImplementedError
 
-    def numbers_of(self, updates: list[Update]) -> "list[Column]":
-        """Give the numbers that the kernel takes, one column each; the updates are of one device and dtype."""
-        raise NotImplementedError
-
-    def update_elements_fused(self, updates: list[Update], group: dict[str, Any]) -> None:
-        """Update all elements of one device, dtype and parameter group; needed where there is a second moment."""
+    @staticmethod
+    def numbers_of(group: dict[str, Any]) -> list[float]:
+        """Give the numbers that the kernels take from a parameter group, in their order, without lr."""
         raise NotImplementedError
 
 
@@ -266,8 +249,3 @@ def _kind_of_block(update: Update) -> Hashable:
 
 def _in_float64(step: Number) -> Number:
     return step.double() if isinstance(step, Tensor) else step  # 1 - 0.999 has lost half of its digits in float32
-
-
-def _is_captured() -> bool:
-    has_used_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return has_used_gpu and torch.cuda.is_current_stream_capturing()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adamsrt.optimizers.neighbours import shared_memory
 from adamsrt.optimizers.packs import Pack, Part
 from adamsrt.optimizers.update import Update
 from adamsrt.optimizers.ways import partition
@@ -30,14 +31,15 @@ class Block:
         xs, ms: tensors of weights (r, d) and momenta (r, d).
         v: the second moments of all rows (all rows, 1), where rows have one. vs: those of single elements, like xs.
         scratch: tensors of the shapes of xs, to be overwritten at will.
-        counts: the number of rows in each. sizes: d of every row, a number where they agree, otherwise (all rows, 1).
+        counts: the number of rows in each. root_sizes: sqrt(d) of every row, a number where they agree, otherwise (all
+            rows, 1).
     """
 
     def __init__(self, parts: list[Part], scratch: Tensor) -> None:
         packs = sorted(partition(parts, _pack_of).values(), key=lambda pack: pack[0].x.shape[1])
-        parts = [part for pack in packs for part in pack]
         has_v, is_elements = parts[0].v is not None, parts[0].x.shape[1] == 1
         self._pieces = [Pack(pack, with_v=has_v and is_elements) if len(pack) > 1 else pack[0] for pack in packs]
+        parts = [part for piece in self._pieces for part in piece.parts]
         self._packs = [piece for piece in self._pieces if isinstance(piece, Pack)]
         self._grads: list[Tensor] = []
         self._to = [tensor for pack in self._packs for tensor in pack.originals]
@@ -54,7 +56,7 @@ class Block:
         self.scratch = _cut(scratch, [x.shape for x in self.xs])
         by_length = partition(self.xs, lambda x: x.shape[1])
         self._scratch_by_length = _cut(scratch, [(sum(map(len, xs)), d) for d, xs in by_length.items()])
-        self.sizes = _sizes(self.xs)
+        self.root_sizes = _root_sizes(self.xs)
 
     def gather(self) -> None:
         """Make ready for a step on the gradients that there are now."""
@@ -84,6 +86,10 @@ class Block:
 
     def squares(self, rows: list[Tensor]) -> Tensor:
         """Compute <x, x> of every row of tensors with the shapes of xs: (all rows, 1). Overwrites the scratch."""
+        return self.norms(rows).square_()
+
+    def norms(self, rows: list[Tensor]) -> Tensor:
+        """Compute the norm of every row of tensors with the shapes of xs: (all rows, 1). Overwrites the scratch."""
         scratch = self.scratch
         if rows is scratch:
             rows = scratch = self._scratch_by_length
@@ -93,7 +99,7 @@ class Block:
             else torch.mul(x, x, out=s).sum(1, keepdim=True).sqrt_()
             for x, s in zip(rows, scratch, strict=True)
         ]
-        return torch.cat(norms).square_()
+        return torch.cat(norms)
 
     def products(self, rows: list[Tensor], others: list[Tensor]) -> Tensor:
         """Compute <x, y> of every row of two lists of tensors: (all rows, 1). Overwrites the scratch."""
@@ -105,20 +111,25 @@ class Block:
         """Cut values per row (all rows, 1) into one piece per tensor."""
         return list(values.split_with_sizes(self.counts))
 
-    def transport(self, M: Tensor, N: Tensor, eps: float = 0.0) -> None:
-        """Transport the momenta to the weights, which are the new ones, as `geometry.transport_` does."""
-        denominator = (N + eps).clamp_min_(torch.finfo(N.dtype).tiny)
-        shrink = N / denominator
-        # 1 unless the squared norm is within rounding of eps: a pass over m saved, where looking waits for no GPU
-        if N.device.type != "cpu" or not bool((shrink == 1).all()):
-            torch._foreach_mul_(self.ms, self.split(shrink))
+    def transport(self, M: Tensor, N: Tensor, denominator: Tensor) -> None:
+        """Transport the momenta to the weights, which are the new ones, as `geometry.transport_` does.
+
+        Args:
+            M, N: one value per row (all rows, 1). denominator: N + eps, or N itself where eps is 0.
+        """
+        if denominator is N:
+            denominator = N.clamp_min(torch.finfo(N.dtype).tiny)
+        # N / denominator is 1 unless the squared norm is within rounding of eps: a pass over m saved, where looking
+        # waits for no GPU
+        if not N.is_cpu or not torch.equal(N, denominator):
+            torch._foreach_mul_(self.ms, self.split(N / denominator))
         torch._foreach_addcmul_(self.ms, self.xs, self.split(M / denominator), value=-1)
 
 
-def _pack_of(part: Part) -> tuple[int, int]:
-    """Give what the tensors of a matrix share: the length of a row; a tensor that is not small is alone."""
+def _pack_of(part: Part) -> tuple[int, int, int]:
+    """Give what the tensors of a matrix share: the length of a row, and a memory or none; one not small is alone."""
     x = part.update.x
-    return part.x.shape[1], 0 if x.numel() <= SMALL else id(x)
+    return part.x.shape[1], 0 if x.numel() <= SMALL else id(x), shared_memory(part.m)
 
 
 def _cut(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -128,12 +139,12 @@ def _cut(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def _sizes(xs: list[Tensor]) -> Tensor | int:
+def _root_sizes(xs: list[Tensor]) -> Tensor | float:
     sizes = [x.shape[1] for x in xs]
     if len(set(sizes)) == 1:
-        return sizes[0]
+        return math.sqrt(sizes[0])
     counts = torch.tensor([len(x) for x in xs])
-    return torch.tensor(sizes, dtype=xs[0].dtype).repeat_interleave(counts)[:, None].to(xs[0].device)
+    return torch.tensor(sizes, dtype=xs[0].dtype).sqrt_().repeat_interleave(counts)[:, None].to(xs[0].device)
 
 
 def block_limit(device: torch.device) -> int:

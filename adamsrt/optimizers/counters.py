@@ -47,6 +47,7 @@ class Share:
         places = {id(state): place for place, state in enumerate(counters.states)}
         self._counters = counters
         self._places = [places[id(state)] for state in states]
+        self._are_all = self._places == list(range(len(places)))
         self._ones = torch.zeros(len(places))
         self._ones[self._places] = 1
 
@@ -56,4 +57,4 @@ class Share:
     def count(self) -> list[float]:
         """Add a step, and give the numbers of steps, 1 at the first."""
         steps = self._counters.add(self._ones)
-        return [steps[place] for place in self._places]
+        return steps if self._are_all else [steps[place] for place in self._places]

@@ -1,11 +1,15 @@
 """The options of the optimizers with groups, and their checks."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from adamsrt.geometry import summed_dims
+
+# How a step is computed, and on which spheres: what is no hyper-parameter.
+FIXED = ("channel_wise", "channel_dims", "foreach", "fused", "capturable")
 
 
 def dims_of(x: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
@@ -19,6 +23,42 @@ def lr_of(group: dict[str, Any]) -> float | Tensor:
     if group["capturable"] and isinstance(lr, Tensor):
         return lr.double().reshape(())
     return float(lr)
+
+
+def hyper_parameters_of(optimizer: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Give all hyper-parameters of an optimizer's constructor: those given, and its defaults for the others.
+
+    Errors:
+        ValueError for a name that is none.
+    """
+    parameters = inspect.signature(optimizer).parameters
+    defaults = {name: each.default for name, each in parameters.items() if name not in ("params", *FIXED)}
+    if unknown := sorted(given.keys() - defaults.keys()):
+        raise ValueError(f"hyper-parameters must be among {', '.join(defaults)}, got {', '.join(unknown)}")
+    return {**defaults, **given}
+
+
+def own_options(param_group: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a parameter group says of its own, beside its parameters."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) else value
+        for name, value in param_group.items()
+        if name not in ("params", "param_names")
+    }
+
+
+def restart_group(
+    group: dict[str, Any], fresh: Mapping[str, Any], own: Mapping[str, Any], known: Mapping[str, Any]
+) -> None:
+    """Give a parameter group fresh hyper-parameters, where it has none of its own, and drop what is not known."""
+    for name in group.keys() - known.keys() - own.keys() - {"params", "param_names"}:
+        del group[name]  # "initial_lr": the next scheduler would take it for its own
+    for name in fresh:
+        value = own.get(name, fresh[name])
+        if isinstance(group[name], Tensor):
+            group[name].fill_(float(value))  # a captured step may read this very tensor
+        else:
+            group[name] = value.clone() if isinstance(value, Tensor) and name in own else value
 
 
 def check_parameter(x: Tensor, group: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -10,6 +10,9 @@ from adamsrt.optimizers.blocks import Block
 from adamsrt.optimizers.counters import Share
 from adamsrt.optimizers.update import NO_GRADIENT, Update
 from adamsrt.optimizers.ways import Way, partition
+
+if TYPE_CHECKING:
+    from adamsrt.optimizers.fused import FusedStep
 
 
 class Plan:
@@ -24,6 +27,7 @@ class Plan:
         for_loop, foreach, fused: the updates by how they are computed; a list in `fused` is launched together.
         on_cpu: those whose steps are counted on the CPU, by `share`. on_device: the others.
         blocks: what foreach works on, and an update of each list; None until the steps are known.
+        fused_steps: one for each list in `fused`; None before the first step.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Plan:
         self.share: Share | None = None
         self._steps: list[float] = []
         self.blocks: list[tuple[Update, list[Block]]] | None = None
+        self.fused_steps: list[FusedStep] | None = None
 
         self._names = [name for name in names if name is not None]
         self._xs = [update.x for update in updates]

@@ -4,7 +4,7 @@ Source: "Spherical Perspective on Learning with Normalization Layers", arXiv:200
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,7 @@ from torch.optim.optimizer import ParamsT
 from adamsrt.geometry import inner, inner_after_step, transport_
 from adamsrt.optimizers.base import GroupedOptimizer, Number
 from adamsrt.optimizers.blocks import Block
-from adamsrt.optimizers.options import lr_of
 from adamsrt.optimizers.update import Update
-
-if TYPE_CHECKING:
-    from adamsrt.optimizers.launch import Column
 
 
 def descend_(x: Tensor, b: Tensor, lr: Number) -> None:
@@ -62,7 +58,7 @@ def sgd_block_step_(
     else:
         torch._foreach_add_(xs, bs, alpha=-lr)
     if transport:
-        block.transport(M, N)
+        block.transport(M, N, N)
 
 
 class SGDMRT(GroupedOptimizer):
@@ -85,6 +81,7 @@ class SGDMRT(GroupedOptimizer):
 
     MOMENTUM = "momentum_buffer"
     KERNEL = "sgd_mrt"
+    KERNEL_OF_ELEMENTS = "sgd"
 
     def __init__(
         self,
@@ -114,7 +111,7 @@ class SGDMRT(GroupedOptimizer):
         super().__init__(params, defaults)
 
     def init_state(self, x: Tensor, dims: tuple[int, ...], state: dict[str, Any]) -> None:
-        state["momentum_buffer"] = torch.zeros_like(x, memory_format=torch.preserve_format)
+        state["momentum_buffer"] = self._neighbours.zeros_like(x, "momentum_buffer")
 
     def update_element(self, update: Update, grad: Tensor, step: Number, lr: Number) -> None:
         descend_(update.x, self._buffer(update, grad), lr)
@@ -143,25 +140,6 @@ class SGDMRT(GroupedOptimizer):
             transport=transport,
         )
 
-    def numbers_of(self, updates: list[Update]) -> "list[Column]":
-        groups = [update.group for update in updates]
-        lrs = [lr_of(group) for group in groups]
-        return [
-            [group["momentum"] for group in groups],
-            [1 - group["dampening"] for group in groups],
-            [group["weight_decay"] for group in groups],
-            _column(lrs, updates[0].x.device),
-        ]
-
-
-def _column(values: list[Number], device: torch.device) -> "Column":
-    """Give numbers as they are, and with a tensor among them as one tensor on the device."""
-    if not any(isinstance(value, Tensor) for value in values):
-        return [float(value) for value in values]
-    # full, not tensor: filled by a launch, which a graph can capture, and not by a copy
-    return torch.stack(
-        [
-            value.to(device) if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float64, device=device)
-            for value in values
-        ]
-    )
+    @staticmethod
+    def numbers_of(group: dict[str, Any]) -> list[float]:
+        return [float(group["momentum"]), 1 - float(group["dampening"]), float(group["weight_decay"])]

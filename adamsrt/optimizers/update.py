@@ -9,7 +9,7 @@ from torch import Tensor
 from adamsrt.geometry import group_size
 from adamsrt.optimizers.options import dims_of
 from adamsrt.optimizers.rows import gradient_rows, rows_of
-from adamsrt.optimizers.ways import Way, way_asked_for, way_to_take
+from adamsrt.optimizers.ways import way_asked_for, way_to_take
 
 NO_GRADIENT = torch.empty(0)
 
@@ -33,26 +33,25 @@ class Update:
         state: dict[str, Any],
         group: dict[str, Any],
         names: tuple[str, str | None],
-        kernel: str,
+        kernels: tuple[str, str],
     ) -> None:
-        """Args: names: those of momentum and second moment in the state. kernel: of the fused step."""
+        """Args: names: those of momentum and second moment in the state. kernels: of rows and of elements."""
         self.x, self.grad, self.state, self.group = x, NO_GRADIENT, state, group
         self.step: float | Tensor = 0.0
         self.dims = dims_of(x, group)
         self.size = group_size(x, self.dims)
         self.rows = rows_of(x, grad, state, self.dims, *names)
         self.way = way_to_take(
-            way_asked_for(x, group, kernel),
+            way_asked_for(x, group, kernels[self.size == 1]),
             x.dtype,
             self.size,
             has_rows=self.rows is not None,
-            fuses_elements=names[1] is not None,
         )
 
     @property
     def counts_on_device(self) -> bool:
-        """Whether its step counter must lie on the device of x: for a graph, or torch's fused step."""
-        return bool(self.group["capturable"]) or (self.way is Way.FUSED and self.size == 1)
+        """Whether its step counter must lie on the device of x, for a graph."""
+        return bool(self.group["capturable"])
 
     def grad_rows(self) -> Tensor:
         """View the gradient in the shape of the rows; a copy where its memory format is not that of x."""

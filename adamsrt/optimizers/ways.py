@@ -29,6 +29,8 @@ class Way(enum.Enum):
 def way_asked_for(x: Tensor, group: dict[str, Any], kernel: str) -> Way:
     """Give the way that the options ask for; by default the fastest one that works on the device of x.
 
+    Args:
+        kernel: that of the fused step.
     Raises:
         RuntimeError: for fused=True where the kernel does not work.
     """
@@ -42,17 +44,15 @@ def way_asked_for(x: Tensor, group: dict[str, Any], kernel: str) -> Way:
     return Way.FOREACH if foreach else Way.FOR_LOOP
 
 
-def way_to_take(asked: Way, dtype: torch.dtype, size: int, *, has_rows: bool, fuses_elements: bool) -> Way:
+def way_to_take(asked: Way, dtype: torch.dtype, size: int, *, has_rows: bool) -> Way:
     """Give the way that was asked for, or the next one that takes a parameter.
 
     Args:
         size: the number of elements in a group. has_rows: whether each group lies in one piece in memory.
-        fuses_elements: whether torch has a fused step for groups of one element.
     """
     if asked is Way.FOR_LOOP or not has_rows:
         return Way.FOR_LOOP
-    fits_fused = fuses_elements if size == 1 else size <= LARGEST_FUSED_GROUP
-    if asked is Way.FUSED and fits_fused and dtype in FUSED_DTYPES:
+    if asked is Way.FUSED and size <= LARGEST_FUSED_GROUP and dtype in FUSED_DTYPES:
         return Way.FUSED
     return Way.FOREACH if dtype in FOREACH_DTYPES else Way.FOR_LOOP
 
@@ -79,6 +79,12 @@ def why_not_fused(kernel: str, device: torch.device) -> str | None:
         warnings.warn(f"the optimizer takes foreach instead of fused steps on {device} ({reason})", stacklevel=2)
         return reason
     return f"a parameter on {device}"
+
+
+def is_captured() -> bool:
+    """Tell whether what is launched on this stream is being captured in a CUDA graph."""
+    has_used_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return has_used_gpu and torch.cuda.is_current_stream_capturing()
 
 
 def partition(items: Iterable[T], key: Callable[[T], Key]) -> dict[Key, list[T]]:

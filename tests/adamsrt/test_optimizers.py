@@ -142,6 +142,22 @@ def test_rt_false_is_adams_and_differs_from_adamsrt():
     assert not torch.allclose(results[0], results[2])
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1e12])
+@pytest.mark.parametrize("name", GROUPED)
+def test_a_group_of_zeros_or_of_extreme_size_follows_the_for_loop(name, size):
+    xs = [random_tensor(1, dtype=torch.float32) for _ in range(2)]
+    for x in xs:
+        x[0] *= size
+    for x, foreach in zip(xs, (True, False), strict=True):
+        optimizer = GROUPED[name]([x.requires_grad_()], lr=0.5, channel_wise=True, foreach=foreach)
+        for k in range(3):
+            x.grad = 100 * random_tensor(100 + k, dtype=torch.float32)
+            optimizer.step()
+        assert x.isfinite().all()
+        assert all(value.isfinite().all() for value in optimizer.state[x].values())
+    np.testing.assert_allclose(xs[0].detach(), xs[1].detach(), rtol=1e-5, atol=1e-5)
+
+
 # Shapes, layouts and dtypes
 
 

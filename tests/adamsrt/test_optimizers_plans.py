@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import numpy as np
@@ -169,3 +170,122 @@ def test_state_that_is_dropped_is_freed():
     optimizer.step()
     gc.collect()
     assert momentum() is None
+
+
+# The state of tiny parameters lies side by side, and is not copied together for a step.
+
+TINY_SHAPES = [(7,), (5,), (3, 2), (64,), (5, 4, 3, 3), (9,)]
+
+
+def tiny_optimizer(name):
+    xs = [random_tensor(seed, shape).requires_grad_() for seed, shape in enumerate(TINY_SHAPES)]
+    return xs, GROUPED[name]([{"params": [xs[4]], "channel_wise": True}, {"params": [*xs[:4], xs[5]]}], lr=0.02)
+
+
+def step_alike(optimizers, step):
+    """Take a step on the same gradients with every optimizer, all of whose parameters have the same order."""
+    for optimizer in optimizers:
+        xs = [x for group in optimizer.param_groups for x in group["params"]]
+        for i, x in enumerate(xs):
+            x.grad = random_tensor(1000 + 100 * step + i, tuple(x.shape)) + 0.5 * x.detach()
+        optimizer.step()
+
+
+def memories(optimizer, xs):
+    return {optimizer.state[x][optimizer.MOMENTUM].untyped_storage().data_ptr() for x in xs}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_the_state_of_tiny_parameters_shares_a_memory_that_ends_with_theirs(name):
+    xs, optimizer = tiny_optimizer(name)
+    step_alike([optimizer], 1)
+    tiny, others = [x for x in xs if x.ndim == 1], [x for x in xs if x.ndim > 1]
+    assert len(memories(optimizer, tiny)) == 1
+    assert len(memories(optimizer, others)) == len(others)
+    begins = sorted(optimizer.state[x][optimizer.MOMENTUM].storage_offset() for x in tiny)
+    assert begins == [0, 7, 12, 76]
+    matrices = [m for _, blocks in plan_of(optimizer).blocks for block in blocks for m in block.ms]
+    (shared,) = [m for m in matrices if m.untyped_storage().data_ptr() in memories(optimizer, tiny)]
+    assert shared.shape == (85, 1)  # used where it lies, without a copy
+
+
+def clone_a_state(optimizer, x):
+    optimizer.state[x] = {key: value.clone() for key, value in optimizer.state[x].items()}
+
+
+def empty_a_state(optimizer, x):
+    optimizer.state[x].clear()
+
+
+def load_own_state(optimizer, x):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def zero_all_state(optimizer, x):
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+
+
+def write_a_momentum(optimizer, x):
+    optimizer.state[x][optimizer.MOMENTUM].fill_(0.125)
+
+
+def move_its_data(optimizer, x):
+    momentum = optimizer.state[x][optimizer.MOMENTUM]
+    momentum.data = momentum.data.clone()
+
+
+@pytest.mark.parametrize(
+    "change", [clone_a_state, empty_a_state, load_own_state, zero_all_state, write_a_momentum, move_its_data]
+)
+@pytest.mark.parametrize("name", GROUPED)
+def test_state_side_by_side_may_be_changed_as_any_other(name, change):
+    (xs, ours), (ys, loop) = tiny_optimizer(name), tiny_optimizer(name)
+    for group in loop.param_groups:
+        group["foreach"] = False
+    for k in range(6):
+        if k == 3:
+            change(ours, xs[1])
+            change(loop, ys[1])
+        step_alike([ours, loop], k)
+    for x, y in zip(xs, ys, strict=True):
+        np.testing.assert_allclose(x.detach(), y.detach(), rtol=1e-10, atol=1e-12)
+        for key, value in loop.state[y].items():
+            np.testing.assert_allclose(ours.state[x][key], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_copies_of_state_side_by_side_continue_the_same(name):
+    _, optimizer = tiny_optimizer(name)
+    step_alike([optimizer], 1)
+    others = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    stopped = [x.detach().clone() for x in others[0].param_groups[1]["params"]]
+    for k in range(2, 5):
+        step_alike([optimizer], k)
+    for x, before in zip(others[0].param_groups[1]["params"], stopped, strict=True):
+        assert torch.equal(x, before)  # no memory in common with the original
+    for k in range(2, 5):
+        step_alike(others, k)
+    for other in others:
+        for group, copied in zip(optimizer.param_groups, other.param_groups, strict=True):
+            for x, y in zip(group["params"], copied["params"], strict=True):
+                assert torch.equal(x, y)
+                for key, value in optimizer.state[x].items():
+                    assert torch.equal(value, other.state[y][key])
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_tiny_parameters_that_come_later_or_pause_follow_the_for_loop(name):
+    (xs, ours), (ys, loop) = tiny_optimizer(name), tiny_optimizer(name)
+    for group in loop.param_groups:
+        group["foreach"] = False
+    pauses = {0: (0, 3), 2: (1,), 3: (1, 5), 5: (0,)}  # by step; the first steps make state in another order
+    for k in range(8):
+        for zs, optimizer in ((xs, ours), (ys, loop)):
+            for i, z in enumerate(zs):
+                paused = i in pauses.get(k, ())
+                z.grad = None if paused else random_tensor(1000 + 100 * k + i, TINY_SHAPES[i]) + 0.5 * z.detach()
+            optimizer.step()
+    for x, y in zip(xs, ys, strict=True):
+        np.testing.assert_allclose(x.detach(), y.detach(), rtol=1e-10, atol=1e-12)

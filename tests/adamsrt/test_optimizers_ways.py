@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from adamsrt.optimizers import AdamSRT, blocks
 from adamsrt.optimizers.rows import has_rows
-from adamsrt.optimizers.ways import Way
+from adamsrt.optimizers.ways import LARGEST_FUSED_GROUP, Way, way_to_take
 
 # Shapes with odd sizes, groups of one element, dims of one, and a group in several pieces of memory.
 TENSORS = [
@@ -89,6 +89,20 @@ def test_the_fastest_way_that_fits_is_taken():
     for options in ({"foreach": False}, {"fused": False}):
         (loop := AdamSRT(groups, **options)).step()
         assert set(ways_taken(loop)) == {Way.FOR_LOOP}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "has_rows", "expected"),
+    [
+        (torch.float32, 1, True, Way.FUSED),  # single elements as well
+        (torch.bfloat16, LARGEST_FUSED_GROUP, True, Way.FUSED),
+        (torch.float32, LARGEST_FUSED_GROUP + 1, True, Way.FOREACH),
+        (torch.bfloat16, LARGEST_FUSED_GROUP + 1, True, Way.FOR_LOOP),
+        (torch.float32, 9, False, Way.FOR_LOOP),
+    ],
+)
+def test_what_a_fused_step_takes(dtype, size, has_rows, expected):
+    assert way_to_take(Way.FUSED, dtype, size, has_rows=has_rows) is expected
 
 
 def test_fused_is_refused_on_the_cpu():
