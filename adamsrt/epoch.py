@@ -4,6 +4,7 @@ Nothing here waits for the device before the pass has ended.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,58 @@ from torch.nn import functional
 from adamsrt.precision import compute_logits, float32_products
 
 OnBatch = Callable[[int, int], None]
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Totals:
+    """Sums of the loss and of the correct predictions, on the device: one wait when they are read, not one per batch.
+
+    They stay where they are and are added to in place, so that a CUDA graph can do it as a part of a step.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # (2,), made on the device of what is added first
+
+    def reset(self) -> None:
+        """Begin at zero."""
+        if self._sums is not None:
+            self._sums.zero_()
+
+    def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss, which needs no gradient, its logits (B, num_classes) and labels (B,)."""
+        if self._sums is None:
+            self._sums = torch.zeros(2, dtype=torch.float64, device=mean_loss.device)
+        loss, correct = self._sums[0], self._sums[1]
+        loss.add_(mean_loss, alpha=len(labels))
+        correct.add_((logits.argmax(dim=1) == labels).sum())
+
+    def averages(self, examples: int) -> tuple[float, float]:
+        """Give loss and accuracy per example of so many, those added since the last reset; waits for the device."""
+        if self._sums is None or examples == 0:
+            raise ValueError("a loader must give at least one batch, got none")
+        if self._sums.is_cuda:
+            # Asleep: to read a tensor is to wait in a loop, of nearly an epoch, on a core that another trial may need.
+            reached = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            reached.record(torch.cuda.current_stream(self._sums.device))
+            reached.synchronize()
+        loss, correct = self._sums.tolist()
+        return loss / examples, correct / examples
+
+
+class Step(Protocol):
+    """What `train_epoch` asks of a step."""
+
+    @property
+    def totals(self) -> Totals:
+        """What every step adds its batch to, as it was just before the step."""
+        ...
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a step; give the mean loss and the logits (B, num_classes) before it."""
+        ...
 
 
 class TrainStep:
-    """A step of cross-entropy descent on one batch.
+    """A step of cross-entropy descent on one batch; a `Step`.
 
     Args:
         precision: see `adamsrt.precision`; None computes as the process is set up.
@@ -33,6 +81,7 @@ class TrainStep:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.precision, self.memory_format = precision, memory_format
+        self.totals = Totals()
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step; give the mean loss and the logits (B, num_classes) before it."""
@@ -41,13 +90,19 @@ class TrainStep:
         return loss, logits
 
     def gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave the gradients of the mean loss in the parameters; give that loss and the logits (B, num_classes)."""
+        """Leave the gradients of the mean loss in the parameters and add the batch to the totals.
+
+        Returns:
+            The mean loss and the logits (B, num_classes).
+        """
         self.optimizer.zero_grad(set_to_none=True)
         with float32_products(self.precision, images.device):
             logits = compute_logits(self.model, images, self.precision, self.memory_format)
             loss = functional.cross_entropy(logits, labels)
             loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), logits.detach()
+        loss, logits = loss.detach(), logits.detach()
+        self.totals.add(loss, logits, labels)
+        return loss, logits
 
 
 def train_epoch(
@@ -64,18 +119,21 @@ def train_epoch(
         batches: a sized iterable of images (B, C, H, W) and labels (B,), on the model's device.
         on_batch: called after each batch with (batches done, all batches).
         step: how a step is taken: a `TrainStep` of model and optimizer (the default), or what does the same faster.
+            Its totals begin anew.
     Returns:
         Loss and accuracy, averaged per sample, each measured just before its step.
     """
     model.train()
     step = step or TrainStep(model, optimizer)
-    totals = _Totals()
+    step.totals.reset()
+    examples = 0
     num_batches = len(batches)  # type: ignore[arg-type]
     for index, (images, labels) in enumerate(batches, start=1):
-        totals.add(*step(images, labels), labels)
+        step(images, labels)
+        examples += len(labels)
         if on_batch is not None:
             on_batch(index, num_batches)
-    return totals.averages()
+    return step.totals.averages(examples)
 
 
 @torch.inference_mode()
@@ -96,13 +154,15 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    totals = _Totals()
+    totals = Totals()
+    examples = 0
     for images, labels in batches:
         with float32_products(precision, images.device):
             logits = compute_logits(model, images, precision, memory_format, weights)
         totals.add(functional.cross_entropy(logits, labels), logits, labels)
+        examples += len(labels)
     model.train(was_training)
-    return totals.averages()
+    return totals.averages(examples)
 
 
 @torch.no_grad()
@@ -121,22 +181,3 @@ def norms(weights: Sequence[nn.Parameter], *, lr: float) -> dict[str, float]:
     grad_squares = torch.cat([grad.flatten(1).double().square().sum(dim=1) for grad in grads])
     measured = torch.stack([squares.sqrt().mean(), grad_squares.sqrt().mean(), (lr / squares).mean()]).tolist()
     return dict(zip(("weight_norm", "grad_norm", "effective_lr"), measured, strict=True))
-
-
-class _Totals:
-    """Sums over an epoch that stay on the device until its end: one wait per epoch, not one per batch."""
-
-    def __init__(self) -> None:
-        self._loss: Tensor | float = 0.0
-        self._correct: Tensor | float = 0.0
-        self._examples = 0
-
-    def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self._loss = self._loss + mean_loss.double() * len(labels)
-        self._correct = self._correct + (logits.argmax(dim=1) == labels).sum()
-        self._examples += len(labels)
-
-    def averages(self) -> tuple[float, float]:
-        if self._examples == 0:
-            raise ValueError("a loader must give at least one batch, got none")
-        return float(self._loss) / self._examples, float(self._correct) / self._examples

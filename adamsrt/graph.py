@@ -1,35 +1,26 @@
-"""Training steps as CUDA graphs: replayed, a step costs Python two launches instead of hundreds.
+"""Training steps as CUDA graphs: replayed, a step costs Python two copies and two launches instead of hundreds.
 
-The forward and backward pass is one graph. It knows no hyper-parameter, so that it serves one training after the other
-of the same model. The optimizer's step is another, a few launches that are captured anew for each training; the
-learning rate is read from the device, where a drop of it is written.
+The forward and backward pass, with the sums over the epoch, is one graph. It knows no hyper-parameter, so that it
+serves one training after the other of the same model. The optimizer's step is another, a few launches. Ours read their
+options from the device, so that their graph serves the next training too; those of torch are captured anew for each.
 """
 
 import contextlib
-import threading
-import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adamsrt.epoch import TrainStep
+from adamsrt.capture import Aside, Graph, capture
+from adamsrt.epoch import Totals, TrainStep
 from adamsrt.optimizers.base import GroupedOptimizer
 
 WARM_UP_STEPS = 3  # taken as steps of the training: graph or not, the numbers are the same
 T = TypeVar("T")
-
-# A capture begins by waiting for the whole device, which is an error while another thread captures.
-_one_at_a_time = threading.Lock()
-
-
-class Graph(Protocol):
-    """What was captured."""
-
-    def replay(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -45,102 +36,140 @@ class Passes:
 
 
 class GraphedStep:
-    """Takes the steps of a `TrainStep` on batches of one size by replaying graphs; other batches as they come.
+    """Takes the steps of a `TrainStep` by replaying graphs: on batches of one size, and of one more that comes again.
 
-    Where something cannot be captured it says so once and goes on without that graph. The loss and logits that it gives
-    are overwritten by the next step. Several may be at work in one process, each in a thread on a stream of its own.
+    That other size is the one of an epoch's last batch. Where something cannot be captured it says so once and goes on
+    without that graph. The loss and logits that it gives are overwritten by the next step. Several may be at work in
+    one process, each in a thread on a stream of its own.
 
     Args:
         step: its optimizer is made capturable, where it has that option; to be called before its first step.
-        batch_size: of the batches that are worth a graph.
+        batch_size: of nearly all batches.
     """
 
     def __init__(self, step: TrainStep, batch_size: int) -> None:
         self._step, self._batch_size = step, batch_size
         self._parameters = list(step.model.parameters())
-        self._works = True
-        self._passes: Passes | None = None
-        self._stream: torch.cuda.Stream | None = None
-        self.go_on_with(step.optimizer)
+        self._passes: dict[int, Passes] = {}  # by the size of the batch
+        self._steps_of_size: Counter[int] = Counter()  # without a graph
+        self._update: Graph | None = None
+        self._lrs: list[float] = []  # those that the graph of the update reads, where there is one
+        self._lrs_on_device: list[Tensor | None] = []
+        self._aside = Aside()
+        self._begin_with(step.optimizer)
+
+    @property
+    def totals(self) -> Totals:
+        """The sums of the steps, replayed or not."""
+        return self._step.totals
+
+    @property
+    def replayed_sizes(self) -> list[int]:
+        """The sizes of batches whose passes are replayed from now on."""
+        return list(self._passes)
 
     def go_on_with(self, optimizer: Optimizer) -> None:
-        """Take the steps of another optimizer of the same parameters, which has taken none; the passes stay."""
+        """Take the steps of the next training of the model, with fresh gradients; the passes stay.
+
+        Args:
+            optimizer: another one of the same parameters, which has taken no step; or the same, restarted: then the
+                graph of its step stays as well.
+        """
+        if optimizer is not self._step.optimizer:
+            self._begin_with(optimizer)
+            return
+        self._begin()
+        self._lrs = []  # all options may have changed
+
+    def forget(self) -> None:
+        """Drop the graph of the optimizer's step, as needed where the optimizer has got another state."""
+        self._update = None
+        self._steps_before_update = WARM_UP_STEPS
+        self._lrs, self._lrs_on_device = [], []
+        self._has_its_gradients = False
+
+    def _begin_with(self, optimizer: Optimizer) -> None:
         self._step.optimizer = optimizer
         for group in optimizer.param_groups:
             if "capturable" in group:
                 group["capturable"] = True
-        self._optimizer_works = True
+        self._begin()
         self.forget()
 
-    def forget(self) -> None:
-        """Drop the graph of the optimizer's step, as needed where the optimizer has got another state."""
-        self._update: Graph | None = None
-        self._steps_before_capture = WARM_UP_STEPS
-        self._lrs: list[float] = []
-        self._lrs_on_device: list[Tensor | None] = []
+    def _begin(self) -> None:
+        self._works = self._update_works = True
         self._has_its_gradients = False
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step; give the mean loss and the logits (B, num_classes) before it."""
-        if len(labels) != self._batch_size or not self._works:
-            return self._without_graph(images, labels)
-        if self._passes is None:
-            if self._steps_before_capture > 0:
-                self._steps_before_capture -= 1
-                return self._aside(images.device, lambda: self._without_graph(images, labels))
-            self._passes = self._capture_passes(images, labels)
-            if self._passes is None:
+        passes = self._passes.get(len(labels))
+        if passes is None:
+            if not self._is_due(len(labels)):
+                return self._without_graph(images, labels)
+            passes = self._capture_passes(images, labels)
+            if passes is None:
                 self._works = False
                 return self._without_graph(images, labels)
-        self._passes.images.copy_(images, non_blocking=True)
-        self._passes.labels.copy_(labels, non_blocking=True)
-        self._passes.graph.replay()
+            self._passes[len(labels)] = passes
+        passes.images.copy_(images)
+        passes.labels.copy_(labels)
+        passes.graph.replay()
         if not self._has_its_gradients:
-            for parameter, gradient in zip(self._parameters, self._passes.gradients, strict=True):
+            for parameter, gradient in zip(self._parameters, passes.gradients, strict=True):
                 parameter.grad = gradient
             self._has_its_gradients = True
         self._take_update(images.device)
-        return self._passes.loss, self._passes.logits
+        return passes.loss, passes.logits
+
+    def _is_due(self, size: int) -> bool:
+        """Tell whether the passes of a batch size are to be captured now."""
+        has_a_place = size == self._batch_size or list(self._passes) == [self._batch_size]
+        return self._works and has_a_place and self._steps_of_size[size] >= WARM_UP_STEPS
 
     def _without_graph(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        self._steps_of_size[len(labels)] += 1
+        self._steps_before_update -= 1
         self._has_its_gradients = False  # a backward pass makes new ones
-        return self._step(images, labels)
+        if not self._works:
+            return self._step(images, labels)
+        return self._warm_up(images.device, lambda: self._step(images, labels))
 
     def _take_update(self, device: torch.device) -> None:
         """Take the optimizer's step on the gradients of the passes."""
         optimizer = self._step.optimizer
         lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        if self._update is not None and lrs != self._lrs:
-            self._write(lrs)
-        if self._update is None and self._optimizer_works:
-            if self._steps_before_capture > 0:
-                self._steps_before_capture -= 1
-                self._aside(device, optimizer.step)
-                return
+        if lrs != self._lrs:
             self._lrs = lrs
-            self._lrs_on_device = [lr_on_device(optimizer, group, device) for group in optimizer.param_groups]
+            self._renew_options()
+        if self._update is None and self._update_works and self._steps_before_update <= 0:
             self._update = self._capture_update(device)
-            self._optimizer_works = self._update is not None
-        if self._update is None:
-            optimizer.step()
-        else:
+            self._update_works = self._update is not None
+        if self._update is not None:
             self._update.replay()
+        elif self._update_works:
+            self._steps_before_update -= 1
+            self._warm_up(device, optimizer.step)
+        else:
+            optimizer.step()
 
-    def _write(self, lrs: list[float]) -> None:
-        """Have the next replay read other learning rates; where the graph holds the old ones, drop it."""
-        if None in self._lrs_on_device:
-            has_its_gradients = self._has_its_gradients
-            self.forget()
-            self._has_its_gradients = has_its_gradients
-            return
-        self._lrs = lrs
-        for lr, on_device in zip(lrs, self._lrs_on_device, strict=True):
-            if on_device is not None:
-                on_device.fill_(lr)
+    def _renew_options(self) -> None:
+        """Have a capture, or the next replay, read the options as they are now; where it would not, drop the graph."""
+        optimizer = self._step.optimizer
+        if isinstance(optimizer, GroupedOptimizer):
+            are_read = optimizer.write_options()
+            if not are_read and self._update is not None:  # a fused step is to be taken once before each capture
+                self._steps_before_update = 1
+        else:
+            are_read = None not in self._lrs_on_device
+            for lr, on_device in zip(self._lrs, self._lrs_on_device, strict=False):  # none before the capture
+                if on_device is not None:
+                    on_device.fill_(lr)
+        if not are_read:
+            self._update = None
 
     @contextlib.contextmanager
     def _read_from_device(self) -> Iterator[None]:
-        """Let the optimizer read its learning rates from the device while this is open."""
+        """Let an optimizer of torch read its learning rates from the device while this is open."""
         groups = self._step.optimizer.param_groups
         before = [group["lr"] for group in groups]
         try:
@@ -152,24 +181,27 @@ class GraphedStep:
             for group, lr in zip(groups, before, strict=True):
                 group["lr"] = lr
 
-    def _aside(self, device: torch.device, take: Callable[[], T]) -> T:
-        """Do something on another stream than the default one, as is asked for before a capture."""
-        current = torch.cuda.current_stream(device)
-        if current != torch.cuda.default_stream(device):
-            return take()
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            result = take()
-        current.wait_stream(self._stream)
-        return result
+    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the passes, and leave the gradients of every batch size where the optimizer's graph reads them."""
+        given = self._step.gradients(images, labels)
+        if self._batch_size in self._passes:
+            common = self._passes[self._batch_size].gradients
+            pairs = [
+                (place, parameter.grad)
+                for place, parameter in zip(common, self._parameters, strict=True)
+                if place is not None and parameter.grad is not None
+            ]
+            torch._foreach_copy_([place for place, _ in pairs], [gradient for _, gradient in pairs])
+            for place, parameter in zip(common, self._parameters, strict=True):
+                parameter.grad = place
+        return given
 
     def _capture_passes(self, images: Tensor, labels: Tensor) -> Passes | None:
-        """Capture a forward and backward pass, which trains nothing; None where that fails."""
+        """Capture a forward and backward pass, which trains nothing and adds nothing; None where that fails."""
         images, labels = images.to(memory_format=self._step.memory_format, copy=True), labels.clone()
         self._step.optimizer.zero_grad(set_to_none=True)
-        captured = _capture(images.device, lambda: self._step.gradients(images, labels))
+        self._has_its_gradients = False
+        captured = self._capture(images.device, lambda: self._gradients(images, labels), make_room=True)
         if captured is None:
             self._step.optimizer.zero_grad(set_to_none=True)
             return None
@@ -178,35 +210,25 @@ class GraphedStep:
 
     def _capture_update(self, device: torch.device) -> Graph | None:
         """Capture a step of the optimizer, which takes none; None where that fails."""
+        optimizer = self._step.optimizer
+        self._lrs_on_device = [lr_on_device(optimizer, group, device) for group in optimizer.param_groups]
         with self._read_from_device():
-            captured = _capture(device, self._step.optimizer.step)
+            captured = self._capture(device, optimizer.step, make_room=False)
         return None if captured is None else captured[0]
+
+    def _warm_up(self, device: torch.device, take: Callable[[], T]) -> T:
+        """Do something without a graph on the stream of its capture."""
+        return self._aside.take(device, take)
+
+    def _capture(self, device: torch.device, take: Callable[[], T], *, make_room: bool) -> tuple[Graph, T] | None:
+        return capture(self._aside.stream(device), take, make_room=make_room)
 
 
 def lr_on_device(optimizer: Optimizer, group: dict[str, Any], device: torch.device) -> Tensor | None:
-    """Put a group's learning rate where a graph can read it; None where the optimizer reads numbers only."""
-    if "capturable" not in group:
-        return None
-    # Torch's own kernels read float32; ours compute with float64, as they do with a number.
-    dtype = torch.float64 if isinstance(optimizer, GroupedOptimizer) else torch.float32
-    return torch.tensor(float(group["lr"]), dtype=dtype, device=device)
+    """Put a group's learning rate where a graph of torch's own optimizer reads it; None where it reads numbers only.
 
-
-def _capture(device: torch.device, take: Callable[[], T]) -> tuple[Graph, T] | None:
-    """Capture what a function launches, and give what it returns; None, with a warning, where that fails."""
-    graph: Any = torch.cuda.CUDAGraph()
-    current = torch.cuda.current_stream(device)
-    # On a thread's own stream where it has one: torch's stream for captures may be the one of another thread.
-    stream = None if current == torch.cuda.default_stream(device) else current
-    try:
-        with (
-            _one_at_a_time,
-            torch.cuda.device(device),
-            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
-        ):
-            result = take()
-    except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"training goes on without a CUDA graph ({reason})", stacklevel=3)
+    Ours keep all of their options on the device themselves.
+    """
+    if isinstance(optimizer, GroupedOptimizer) or "capturable" not in group:
         return None
-    return graph, result
+    return torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)

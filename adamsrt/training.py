@@ -13,25 +13,38 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from adamsrt.dataloaders import DATASETS
 from adamsrt.dataloaders.loader import Loader, Loaders, generator_for
 from adamsrt.epoch import OnBatch, Step, TrainStep, evaluate, norms, train_epoch
 from adamsrt.graph import GraphedStep
 from adamsrt.models import ConvNet, build_model
-from adamsrt.optimizers import build_optimizer
+from adamsrt.optimizers import OPTIMIZERS, build_optimizer
+from adamsrt.optimizers.base import GroupedOptimizer
 from adamsrt.precision import best_memory_format, check_precision
 
 LR_DROP_FACTOR = 0.1
 LR_DROPS_AT = ((1, 3), (5, 9), (7, 9))  # fractions of all epochs: 135, 225 and 315 of 405
 # Where and how a spec runs; all its other fields say what is computed.
 PLACES = ("data_root", "device", "num_workers", "cuda_graph")
+# Of which data the loaders are: all that they depend on but the seed.
+DATA = (
+    "dataset",
+    "data_root",
+    "device",
+    "batch_size",
+    "valid_split",
+    "split_seed",
+    "limit_train_examples",
+    "num_workers",
+)
 HOW_STEPS_ARE_TAKEN = {"foreach", "fused", "capturable"}  # options of an optimizer that depend on the device
 # Images of an evaluation batch, times their pixels: on a CPU what stays in the cache, on a GPU what keeps it busy.
 EVALUATION_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
@@ -129,8 +142,9 @@ class Training:
     as it was.
 
     Args:
-        predecessor: a training that has ended. Where it was of the same kind its model, and what was captured of it as
-            a CUDA graph, is taken over, with fresh weights; it must not be trained any further.
+        predecessor: a training that has ended. Where it was of the same kind, its model, an optimizer of ours of the
+            same name, and what was captured of both as CUDA graphs are taken over, with fresh weights and state; where
+            it had the same data, these. It must not be trained any further.
         loaders: those of `build_loaders` for this spec, where others share their data.
     Attributes:
         spec, model, optimizer: what it was built from, and the live objects.
@@ -146,29 +160,28 @@ class Training:
     ) -> None:
         self.spec = spec
         self._memory_format = best_memory_format(spec.device, spec.precision)
-        if predecessor is not None and _kind(predecessor.spec) == _kind(spec):
-            self.model: ConvNet = predecessor.model
+        kin = predecessor if predecessor is not None and _kind(predecessor.spec) == _kind(spec) else None
+        if kin is not None:
+            self.model: ConvNet = kin.model
             with _initial_weights(spec.seed):
                 self.model.redraw()
             self.model.train().zero_grad(set_to_none=True)
         else:
-            predecessor = None
             self.model = _new_model(spec)
             self.model.to(device=spec.device, memory_format=self._memory_format)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(spec.optimizer, self.model, **spec.hyper_parameters)
+        self.optimizer = _optimizer(spec, self.model, kin)
         self._step: Step
-        if predecessor is not None and isinstance(predecessor._step, GraphedStep):
-            self._step = predecessor._step
+        if kin is not None and isinstance(kin._step, GraphedStep):
+            self._step = kin._step
             self._step.go_on_with(self.optimizer)
         else:
             step = TrainStep(self.model, self.optimizer, precision=spec.precision, memory_format=self._memory_format)
-            with_graph = spec.cuda_graph and torch.device(spec.device).type == "cuda"
-            self._step = GraphedStep(step, spec.batch_size) if with_graph else step
+            self._step = GraphedStep(step, spec.batch_size) if _takes_graph(spec) else step
         self._scale_invariant = self.model.conv_params()
         self._scheduler = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, milestones=list(lr_drop_epochs(spec.epochs)), gamma=LR_DROP_FACTOR
         )
-        self._train, self._valid, self._test = build_loaders(spec) if loaders is None else loaders
+        self._train, self._valid, self._test = _loaders(spec, predecessor) if loaders is None else loaders
         self.epoch = 0
         self.best_epoch = 0
         self.best_valid_accuracy = -math.inf
@@ -282,6 +295,11 @@ def build_loaders(spec: TrainingSpec) -> Loaders:
     )
 
 
+def what_data(spec: TrainingSpec) -> Hashable:
+    """Give what tells the data of a training from that of others; equal for specs that may share loaders."""
+    return tuple(getattr(spec, name) for name in DATA)
+
+
 def evaluation_batch_size(device: str, batch_size: int, image_size: int) -> int:
     """Give the size of the batches that evaluation is fastest with; at least that of training."""
     pixels = EVALUATION_PIXELS.get(torch.device(device).type, 0)
@@ -310,6 +328,31 @@ def _new_model(spec: TrainingSpec) -> ConvNet:
             in_channels=dataset.in_channels,
             image_size=dataset.image_size,
         )
+
+
+def _takes_graph(spec: TrainingSpec) -> bool:
+    return spec.cuda_graph and torch.device(spec.device).type == "cuda"
+
+
+def _optimizer(spec: TrainingSpec, model: ConvNet, predecessor: Training | None) -> Optimizer:
+    """Give the optimizer for a model: that of the predecessor, restarted, where it is one of ours and of that name."""
+    fresh = build_optimizer(spec.optimizer, model, **spec.hyper_parameters)  # for its checks in any case
+    if predecessor is None or predecessor.spec.optimizer != spec.optimizer:
+        return fresh
+    kept = predecessor.optimizer
+    if not isinstance(kept, GroupedOptimizer):
+        return fresh
+    kept.restart(**{name: fresh.defaults[name] for name in OPTIMIZERS[spec.optimizer].hyper_parameters})
+    return kept
+
+
+def _loaders(spec: TrainingSpec, predecessor: Training | None) -> Loaders:
+    """Give the loaders of a training: those of the predecessor, by this seed, where they are of the same data."""
+    if predecessor is None or what_data(predecessor.spec) != what_data(spec):
+        return build_loaders(spec)
+    kept = (predecessor._train, predecessor._valid, predecessor._test)
+    train, valid, test = (loader.with_seed(spec.seed) for loader in kept)
+    return train, valid, test
 
 
 def _kind(spec: TrainingSpec) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """ImageNet (ILSVRC 2012) from JPEG files in torchvision's layout, decoded and augmented in worker processes."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -165,6 +166,11 @@ class JPEGLoader:
 
     def set_epoch(self, epoch: int) -> None:
         self._next_epoch = epoch
+
+    def with_seed(self, seed: int) -> "JPEGLoader":
+        other = copy.copy(self)
+        other._seed, other._next_epoch = seed, 0
+        return other
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1

@@ -3,6 +3,7 @@
 Index operations on uint8, then a fixed map of 256 values to float32: CPU and GPU give the same bits.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from adamsrt.dataloaders.loader import Loaders, generator_for, split_examples
 
 MAX_AUGMENTED_BYTES = 1 << 30  # on a GPU; an epoch of CIFAR needs half of it
+FREE_MEMORY_SHARE = 1 / 32  # what that may be of a GPU's free memory, which other trainings may need at the same time
+MAX_NORMALIZED_BYTES = 1 << 26  # on a GPU, and as much for indices while they are made; 42 batches of CIFAR
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def normalize(images: Tensor, table: NormalizationTable) -> Tensor:
 def look_up(images: Tensor, entries: Tensor) -> Tensor:
     """Normalize by look-up, for GPUs: they may divide by a number in another way than a CPU, and give other bits."""
     first_entries = torch.arange(0, entries.numel(), 256, dtype=torch.int32, device=images.device)
-    indices = images.int() + first_entries[:, None, None]
+    indices = images.int().add_(first_entries[:, None, None])
     return entries.view(-1).index_select(0, indices.reshape(-1)).view(images.shape)
 
 
@@ -135,6 +138,11 @@ class ImageLoader:
     def set_epoch(self, epoch: int) -> None:
         self._next_epoch = epoch
 
+    def with_seed(self, seed: int) -> "ImageLoader":
+        other = copy.copy(self)
+        other._seed, other._next_epoch = seed, 0
+        return other
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # All draws are made here, not in the generator below, so that a pass that is left early changes nothing later.
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
@@ -154,15 +162,19 @@ class ImageLoader:
 
     def _batches(self, order: Tensor, flip: Tensor, top: Tensor, left: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         size = self._batch_size
-        chunk_size = size * max(1, self._images_at_once() // size)
+        chunk_size, part_size = (
+            size * max(1, images_at_once // size)
+            for images_at_once in (self._images_at_once(), self._normalized_at_once())
+        )
         for first in range(0, self.num_examples, chunk_size):
             chunk = slice(first, first + chunk_size)
             images = self._set.images.index_select(0, order[chunk]).to(self._device)
             labels = self._set.labels.index_select(0, order[chunk]).to(self._device)
             if self._flip or self._padding:
                 images = flip_and_crop(images, flip[chunk], top[chunk], left[chunk], padding=self._padding)
-            for batch_images, batch_labels in zip(torch.split(images, size), torch.split(labels, size), strict=True):
-                yield normalize(batch_images, self._table), batch_labels
+            for part, part_labels in zip(torch.split(images, part_size), torch.split(labels, part_size), strict=True):
+                batches = torch.split(normalize(part, self._table), size)
+                yield from zip(batches, torch.split(part_labels, size), strict=True)
 
     def _images_at_once(self) -> int:
         """Give how many images to augment at once: on a GPU as many as may be, to launch little; on a CPU a batch, to
@@ -171,12 +183,19 @@ class ImageLoader:
             return self._batch_size
         channels, height, width = self._set.images.shape[1:]
         padded_bytes = 2 * channels * (height + 2 * self._padding) * (width + 2 * self._padding)
-        return MAX_AUGMENTED_BYTES // padded_bytes
+        free_bytes, _ = torch.cuda.mem_get_info(self._device)
+        return min(MAX_AUGMENTED_BYTES, int(FREE_MEMORY_SHARE * free_bytes)) // padded_bytes
+
+    def _normalized_at_once(self) -> int:
+        """Give how many images to normalize at once: on a GPU many, so that a batch is a view; on a CPU a batch."""
+        if self._device.type == "cpu":
+            return self._batch_size
+        return MAX_NORMALIZED_BYTES // (self._set.images[0].numel() * 4)
 
 
 def where_it_fits(image_set: ImageSet, device: torch.device) -> ImageSet:
     """Give the set on the device, or as it is where it would take more than half of a GPU's free memory."""
-    if device.type == "cuda" and image_set.images.device != device:
+    if device.type == "cuda" and not image_set.images.is_cuda:
         free_bytes, _ = torch.cuda.mem_get_info(device)
         if image_set.images.nbytes > free_bytes // 2:
             return image_set

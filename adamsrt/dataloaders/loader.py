@@ -32,6 +32,10 @@ class Loader(Protocol):
         """Choose the epoch that the next pass is."""
         ...
 
+    def with_seed(self, seed: int) -> "Loader":
+        """Give a loader of the same data, in the same memory, that shuffles and augments by another seed."""
+        ...
+
 
 Loaders = tuple[Loader, Loader, Loader]
 

@@ -142,6 +142,8 @@ def test_imagenet_is_the_same_with_and_without_workers(imagenet_root):
     assert not torch.equal(*(epoch.flatten(1).sum(1).sort().values for epoch in epochs))
     alone.set_epoch(0)
     assert torch.equal(torch.cat([images for images, _ in alone]), epochs[0])
+    of_this_seed = get_dataloader_imagenet(num_workers=0, **options | {"seed": 6})[0].with_seed(5)
+    assert torch.equal(torch.cat([images for images, _ in of_this_seed]), epochs[0])
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -1,5 +1,7 @@
 """The in-memory loader: exact normalization, the augmentation that was drawn, reproducible epochs."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
+from adamsrt.dataloaders import images as images_module
 from adamsrt.dataloaders.images import (
+    MAX_NORMALIZED_BYTES,
     ImageLoader,
     ImageSet,
     flip_and_crop,
@@ -119,6 +123,18 @@ def test_epoch_depends_on_seed_and_epoch_only():
     assert not torch.equal(epoch_of(training_loader(image_set, seed=1))[1], epochs[0][1])
 
 
+def test_a_loader_with_another_seed_is_a_new_one_over_the_same_memory():
+    image_set = random_set(40)
+    loader = training_loader(image_set)
+    first = epoch_of(loader)
+    other, fresh = loader.with_seed(1), training_loader(image_set, seed=1)
+    assert other._set is loader._set
+    for _ in range(2):
+        assert all(map(torch.equal, epoch_of(other), epoch_of(fresh)))
+    loader.set_epoch(0)
+    assert all(map(torch.equal, epoch_of(loader), first))
+
+
 def test_an_epoch_prepared_at_once_is_the_epoch_prepared_by_batch(monkeypatch):
     by_batch = epoch_of(training_loader(random_set(40)))
     for images_at_once in (33, 10**9):
@@ -128,6 +144,31 @@ def test_an_epoch_prepared_at_once_is_the_epoch_prepared_by_batch(monkeypatch):
         loader.set_epoch(0)
         for part, expected in zip(epoch_of(loader), by_batch, strict=True):
             assert torch.equal(part, expected)
+
+
+@pytest.mark.parametrize(("images_at_once", "pictures"), [(1, [1, 1, 1]), (32, [2, 1]), (47, [2, 1]), (10**9, [3])])
+def test_batches_normalized_together_are_those_normalized_one_by_one(images_at_once, pictures, monkeypatch):
+    """As on a GPU: looked up, many batches at once, each a view of what was made together."""
+    table = normalization_table(MEAN, STD)
+    options = {"batch_size": 16, "shuffle": True, "padding": 4, "flip": True}
+    expected = list(ImageLoader(random_set(40), table, **options))
+    monkeypatch.setattr(images_module, "normalize", lambda images, table: look_up(images, table.entries))
+    monkeypatch.setattr(ImageLoader, "_images_at_once", lambda loader: 10**9)
+    monkeypatch.setattr(ImageLoader, "_normalized_at_once", lambda loader: images_at_once)
+    batches = list(ImageLoader(random_set(40), table, **options))
+    for ours, theirs in zip(batches, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert ours[0].is_contiguous()
+    places = [images.untyped_storage().data_ptr() for images, _ in batches]
+    assert [len(list(same)) for _, same in itertools.groupby(places)] == pictures
+
+
+def test_what_a_gpu_normalizes_at_once_is_bounded():
+    loader = training_loader(random_set(4))
+    assert loader._normalized_at_once() == 16, "on a CPU a batch, which stays in the cache"
+    loader._device = torch.device("cuda")
+    assert loader._normalized_at_once() * 3 * 32 * 32 * 4 <= MAX_NORMALIZED_BYTES
+    assert loader._normalized_at_once() // 128 == 42, "batches of CIFAR"
 
 
 def test_batches_are_contiguous_and_fresh():

@@ -12,8 +12,10 @@ from torch import nn
 
 from adamsrt import training as training_module
 from adamsrt.dataloaders import DATASETS
+from adamsrt.epoch import Totals, TrainStep
 from adamsrt.models import MODELS
 from adamsrt.optimizers import OPTIMIZERS
+from adamsrt.optimizers.base import GroupedOptimizer
 from adamsrt.precision import float32_products
 from adamsrt.training import EpochResult, Training, TrainingSpec, evaluate, lr_drop_epochs, norms, train_epoch
 
@@ -150,9 +152,39 @@ def test_evaluate_is_in_eval_mode():
     assert evaluate(model, synthetic_batches(batch_size=21)) == pytest.approx(one_by_one, rel=1e-5)
 
 
-def test_evaluate_refuses_no_batches():
+def test_no_batches_are_refused():
     with pytest.raises(ValueError, match="at least one batch"):
         evaluate(nn.Flatten(), [])
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="at least one batch"):
+        train_epoch(model, torch.optim.SGD(model.parameters(), lr=0.1), [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_totals_are_the_sums_in_float64_batch_by_batch(dtype):
+    """The same bits as Python's own sums, so that an epoch's loss depends on nothing but its batches."""
+    generator = torch.Generator().manual_seed(0)
+    totals = Totals()
+    for _ in range(2):
+        totals.reset()
+        loss_sum, right, examples = 0.0, 0, 0
+        for size in (128, 128, 77, 1):
+            loss = torch.rand((), generator=generator, dtype=torch.float32).to(dtype) * 3
+            logits = torch.randn(size, 5, generator=generator)
+            labels = torch.randint(5, (size,), generator=generator)
+            totals.add(loss, logits, labels)
+            loss_sum, examples = loss_sum + float(loss) * size, examples + size
+            right += int((logits.numpy().argmax(axis=1) == labels.numpy()).sum())
+        assert totals.averages(examples) == (loss_sum / examples, right / examples)
+
+
+def test_an_epoch_begins_its_totals_anew():
+    batches = synthetic_batches()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = TrainStep(model, optimizer)
+    assert train_epoch(model, optimizer, batches, step=step) == train_epoch(model, optimizer, batches, step=step)
+    assert train_epoch(model, optimizer, batches) == step.totals.averages(21)
 
 
 def test_epoch_result_is_plain_and_consistent():
@@ -350,6 +382,87 @@ def test_betas_may_have_become_a_list():
 def test_what_does_not_exist_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Training(digits_spec(**changes))
+
+
+# --- after a predecessor ---------------------------------------------------------------------------------------------
+
+# Every option differs, and what is left out takes its default again.
+OF_THE_PREDECESSOR = {
+    name: {"lr": 2e-2, "weight_decay": 1e-2}
+    | ({"momentum": 0.5} if "momentum" in entry.hyper_parameters else {"betas": [0.5, 0.7]})
+    for name, entry in OPTIMIZERS.items()
+}
+OF_THE_NEXT = {
+    name: {"lr": 1e-3} | ({"momentum": 0.9} if "momentum" in entry.hyper_parameters else {"betas": [0.8, 0.95]})
+    for name, entry in OPTIMIZERS.items()
+}
+
+
+def trained(optimizer: str, epochs: int = 2) -> Training:
+    """A predecessor whose learning rate has dropped."""
+    training = Training(digits_spec(optimizer, hyper_parameters=OF_THE_PREDECESSOR[optimizer], seed=7))
+    for _ in range(epochs):
+        training.run_epoch()
+    return training
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_what_follows_a_predecessor_is_a_fresh_training_bit_for_bit(optimizer):
+    """One of the same name, whose optimizer is begun anew where it is ours, and one of another name."""
+    spec = digits_spec(optimizer, hyper_parameters=OF_THE_NEXT[optimizer])
+    fresh = Training(spec)
+    expected = [timeless(fresh.run_epoch()) for _ in range(2)]
+    other = "sgdmrt" if optimizer == "adamsrt" else "adamsrt"
+    for predecessor in (trained(optimizer), trained(other)):
+        model, its_optimizer = predecessor.model, predecessor.optimizer
+        training = Training(spec, predecessor=predecessor)
+        is_kept = predecessor.spec.optimizer == optimizer and isinstance(its_optimizer, GroupedOptimizer)
+        assert training.model is model and (training.optimizer is its_optimizer) == is_kept
+        assert training._train._set is predecessor._train._set, "a second copy of the data"
+        assert [timeless(training.run_epoch()) for _ in range(2)] == expected
+        ours, theirs = training.state_dict(), fresh.state_dict()
+        assert_same_tensors(ours, theirs)
+        assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
+        assert ours["scheduler"] == theirs["scheduler"]
+
+
+def test_a_training_that_follows_resumes_bit_for_bit():
+    spec = digits_spec(hyper_parameters=OF_THE_NEXT["adamsrt"])
+    whole, resumed = Training(spec), Training(spec, predecessor=trained("adamsrt"))
+    whole.run_epoch()
+    resumed.load_state_dict(whole.state_dict())
+    assert [timeless(resumed.run_epoch()) for _ in range(2)] == [timeless(whole.run_epoch()) for _ in range(2)]
+    assert_same_tensors(resumed.state_dict(), whole.state_dict())
+
+
+def test_the_best_weights_of_a_predecessor_stay_as_they_are():
+    predecessor = trained("adamsrt")
+    tested, best = predecessor.test(), predecessor.state_dict()["best_weights"]
+    following = Training(digits_spec(seed=1), predecessor=predecessor)
+    following.run_epoch()
+    assert_same_tensors(predecessor.state_dict()["best_weights"], best)
+    assert predecessor.test() == tested != following.test()
+
+
+@pytest.mark.parametrize("other", [{"limit_train_examples": 64}, {"split_seed": 1}, {"batch_size": 16}])
+def test_a_training_on_other_data_takes_no_loaders_over(other):
+    spec = digits_spec(**other)
+    assert timeless(Training(spec, predecessor=trained("adamsrt", epochs=1)).run_epoch()) == timeless(
+        Training(spec).run_epoch()
+    )
+
+
+@pytest.mark.parametrize(
+    ("hyper_parameters", "message"),
+    [({"lr": -1.0}, "lr must be"), ({"momentum": 0.9}, "must be among lr"), ({"lr": 1e-3, "eps": 1e-3}, "got eps")],
+)
+def test_what_a_fresh_training_refuses_one_that_follows_refuses_too(hyper_parameters, message):
+    predecessor = trained("adamsrt", epochs=1)
+    with pytest.raises(ValueError, match=message):
+        Training(digits_spec(hyper_parameters=hyper_parameters), predecessor=predecessor)
+    assert timeless(Training(digits_spec(), predecessor=predecessor).run_epoch()) == timeless(
+        Training(digits_spec()).run_epoch()
+    )
 
 
 # --- precision and memory format -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 
 from adamsrt.optimizers import OPTIMIZERS
 from adamsrt.training import Training, build_loaders
-from tune_adamsrt.engine.engine import MAX_SLOTS, Engine, NoFreeSlotError, with_seed
+from tune_adamsrt.engine.engine import MAX_SLOTS, Engine, NoFreeSlotError
 from tune_adamsrt.trainable import training_spec
 
 EPOCHS = 2
@@ -121,7 +121,7 @@ def test_slots_share_one_copy_of_the_data_and_keep_their_own_order(engine):
         expected = build_loaders(training_spec(configuration(seed=seed)))[0]
         for ours, theirs in zip(training._train, expected, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert with_seed(one._train, 7)._seed == 7 and one._train._seed == 1
+    assert one._train.with_seed(7)._seed == 7 and one._train._seed == 1
 
 
 def test_a_trial_moves_between_slots_with_a_checkpoint(engine, tmp_path):

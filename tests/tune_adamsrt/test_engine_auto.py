@@ -1,9 +1,11 @@
 """How many trials share a GPU: the rule, what it measures, what it remembers, and the option's mistakes."""
 
+import os
 import threading
 import time
 
 import pytest
+import torch
 
 from tune_adamsrt.arguments import parse_arguments
 from tune_adamsrt.cluster.nodes import Cluster, Node
@@ -13,6 +15,8 @@ from tune_adamsrt.engine.auto import (
     MemoryFullError,
     choose_slots,
     epochs_per_second,
+    have_queues_for_all_slots,
+    is_out_of_memory,
     recall,
     remember,
 )
@@ -66,6 +70,7 @@ class Slots:
 
     def __init__(self, fails_at=None):
         self.now, self.begun, self.ended, self.fails_at = threading.local(), [], [], fails_at
+        self.seconds_of_epoch, self.counted = {}, {}
 
     def clock(self):
         return self.now.seconds
@@ -78,8 +83,9 @@ class Slots:
         self.begun.append((owner, config["seed"]))
 
     def run_epoch(self, owner):
-        self.now.seconds += 1.0 if self.now.epochs else 60.0
+        self.now.seconds += self.seconds_of_epoch.get(owner, 1.0) if self.now.epochs else 60.0
         self.now.epochs += 1
+        self.counted[owner] = self.now.epochs
 
     def end(self, owner):
         self.ended.append(owner)
@@ -90,6 +96,46 @@ def test_the_rate_is_that_of_all_slots_without_their_first_epochs():
     assert epochs_per_second(slots, {}, 4, seconds=2.5, clock=slots.clock) == pytest.approx(4.0)
     assert sorted(slots.begun) == [(owner, owner) for owner in range(4)]  # each with a seed of its own
     assert sorted(slots.ended) == [0, 1, 2, 3]
+
+
+def test_all_train_as_many_epochs_so_that_none_runs_alone_at_the_end():
+    """The slowest says how many, and how long it took."""
+    slots, epochs = Slots(), {}
+    slots.seconds_of_epoch = {0: 1.0, 1: 1.5, 2: 2.0, 3: 0.5}
+    slots.counted = epochs
+    assert epochs_per_second(slots, {}, 4, seconds=6.0, clock=slots.clock) == pytest.approx(4 * 3 / (3 * 2.0))
+    assert epochs == dict.fromkeys(range(4), 2 + 3)
+
+
+def test_one_that_fails_later_ends_the_measurement_too():
+    slots = Slots()
+    slots.seconds_of_epoch = {1: None}
+    with pytest.raises(TypeError):
+        epochs_per_second(slots, {}, 2, seconds=2.0, clock=slots.clock)
+    assert sorted(slots.ended) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("a model that is wrong"), False),
+    ],
+)
+def test_a_full_memory_is_told_from_other_errors(error, is_full):
+    assert is_out_of_memory(error) == is_full
+
+
+def test_a_process_for_many_streams_has_queues_for_them_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    have_queues_for_all_slots()
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    have_queues_for_all_slots()
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
 
 
 def test_a_full_memory_ends_the_measurement_of_all():

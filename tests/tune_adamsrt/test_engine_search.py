@@ -156,6 +156,7 @@ def configuration(model: str = "resnet20") -> dict[str, Any]:
 
 def test_a_proxy_that_is_killed_leaves_its_slot_to_the_next():
     actor = EngineActor(1, 1, None, idle_s=math.inf)
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     other, here = Proxy.of(process.pid), Proxy.of(os.getpid())
     actor.begin(other, configuration())

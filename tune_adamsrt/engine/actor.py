@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tune_adamsrt.engine.auto import have_queues_for_all_slots
 from tune_adamsrt.trainable import TrialError, end_with_the_gpu, one_line
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -75,6 +76,7 @@ class EngineActor:
     def __init__(self, slots: int, threads: int, visible: str | None, idle_s: float = IDLE_S) -> None:
         if visible is not None:  # Ray hides every GPU from an actor that asks for none
             os.environ[VISIBLE] = visible
+        have_queues_for_all_slots()
         from tune_adamsrt.engine.engine import Engine  # torch sees the GPU from here on
 
         self._engine = Engine(slots, threads=threads)

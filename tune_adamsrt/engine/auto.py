@@ -69,26 +69,36 @@ def epochs_per_second(
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Train so many trials side by side for a while, after an epoch of each; give the epochs of all per second."""
-    begun = Barrier(slots)
+    together = Barrier(slots)
+    started: list[float] = []
 
-    def train(owner: int) -> float:
+    def all_together() -> None:
+        with contextlib.suppress(BrokenBarrierError):  # one has failed, and says so itself
+            together.wait()
+
+    def train(owner: int) -> tuple[int, float]:
         try:
             engine.begin(owner, config | {"seed": owner})
             engine.run_epoch(owner)
-        except BaseException:
-            begun.abort()
-            raise
-        with contextlib.suppress(BrokenBarrierError):
-            begun.wait()
-        start, epochs = clock(), 0
-        while not begun.broken and (epochs == 0 or clock() - start < seconds):
+            all_together()
+            begun = clock()
             engine.run_epoch(owner)
-            epochs += 1
-        return epochs / (clock() - start) if epochs else 0.0
+            started.append(clock() - begun)
+            all_together()
+            # As many for each, so that all of them are at work until the end.
+            epochs = 0 if together.broken else max(1, round(seconds / max(started)))
+            begun = clock()
+            for _ in range(epochs):
+                engine.run_epoch(owner)
+            return epochs, clock() - begun
+        except BaseException:
+            together.abort()
+            raise
 
     try:
         with ThreadPoolExecutor(slots) as pool:
-            return sum(pool.map(train, range(slots)))
+            done = list(pool.map(train, range(slots)))
+        return sum(epochs for epochs, _ in done) / max(took for _, took in done)
     finally:
         for owner in range(slots):
             engine.end(owner)
@@ -99,6 +109,7 @@ def measured_slots(setting: str, protocol: dict[str, Any], place: dict[str, Any]
 
     Raises MemoryFullError where a single trial does not fit, and whatever the model or the data raises.
     """
+    have_queues_for_all_slots()
     import torch
 
     from adamsrt.dataloaders.cache import cache_folder
@@ -121,8 +132,10 @@ def measured_slots(setting: str, protocol: dict[str, Any], place: dict[str, Any]
     def rate(slots: int) -> float:
         try:
             return epochs_per_second(engine, config, slots)
-        except torch.OutOfMemoryError as error:
-            raise MemoryFullError(str(error)) from error
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise MemoryFullError(str(error)) from error
+            raise
 
     try:
         measurement = choose_slots(rate, most)
@@ -130,6 +143,18 @@ def measured_slots(setting: str, protocol: dict[str, Any], place: dict[str, Any]
         engine.close()
     remember(file, key, measurement)
     return measurement.slots
+
+
+def have_queues_for_all_slots() -> None:
+    """Let work of up to 32 streams go to the GPU side by side, where the user has set nothing else; by default CUDA
+    has 8 queues, and streams that share one wait for each other. To be called before torch uses the GPU."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error says that the GPU's memory is full: torch's own, or a library's that torch passes on."""
+    text = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "ALLOC_FAILED" in text
 
 
 def recall(file: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ On a CPU it does the same without graphs: for tests, since processes are as fast
 """
 
 import contextlib
-import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Hashable
@@ -23,21 +22,10 @@ import torch
 
 from adamsrt.dataloaders.loader import Loaders
 from adamsrt.precision import float32_products
-from adamsrt.training import Training, TrainingSpec, build_loaders
+from adamsrt.training import Training, TrainingSpec, build_loaders, what_data
 from tune_adamsrt.trainable import load_training, save_best_weights, save_training, training_spec
 
 MAX_SLOTS = 24  # torch hands out 32 streams in turn; with more slots two would share one
-DATA_FIELDS = (
-    "dataset",
-    "data_root",
-    "device",
-    "batch_size",
-    "valid_split",
-    "split_seed",
-    "limit_train_examples",
-    "num_workers",
-)
-
 Owner = Hashable
 T = TypeVar("T")
 
@@ -215,19 +203,12 @@ class Engine:
 
     def _loaders_for(self, spec: TrainingSpec) -> Loaders:
         """Give loaders of the trial's own seed over data that all slots share."""
-        key = tuple(getattr(spec, name) for name in DATA_FIELDS)
+        key = what_data(spec)
         with self._loading:
             if key not in self._loaders:
                 self._loaders[key] = self._load(spec)
-        train, valid, test = (with_seed(loader, spec.seed) for loader in self._loaders[key])
+        train, valid, test = (loader.with_seed(spec.seed) for loader in self._loaders[key])
         return train, valid, test
-
-
-def with_seed(loader: T, seed: int) -> T:
-    """Give a loader of the same data that shuffles and augments by another seed."""
-    seeded = copy.copy(loader)
-    vars(seeded)["_seed"] = seed
-    return seeded
 
 
 def _progress(training: Training) -> dict[str, Any]:
