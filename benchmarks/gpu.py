@@ -1,223 +1,157 @@
-"""What only a GPU can show, in under 8 minutes: kernels against the reference, equal bits of the loader, times.
+"""What only a GPU can show, in one call of under 8 minutes: that all of it computes what it should, and how fast.
 
-    python -m benchmarks.gpu              # prints Markdown; without a GPU one line
+    python -m benchmarks.gpu                          # prints Markdown; without a GPU one line
+    python -m benchmarks.gpu --out folder             # and writes table.md, raw.json and log.txt there
+    python -m benchmarks.gpu --sections steps slots   # some of it
+    python -m benchmarks.gpu --device cpu --small     # runs every line of it on a CPU; its figures mean nothing
 
-Times of steps are those of CUDA events around ten steps, arms taking turns in every round. "As a graph" is the replay
-of a captured step: what the GPU needs, without the time that Python needs to launch it.
+Every section runs in a process of its own: what raises, crashes, hangs or takes too long costs one part of it, and the
+log says why. The most important come first, for a GPU so slow that time ends before the last. At the end there is a
+line for every aim and every check. The exit status is 1 where a check failed, and 0 where an aim was only missed.
 """
 
-import statistics
+import argparse
+import contextlib
+import importlib
+import os
+import signal
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from benchmarks.gpu_process import run_section
+from benchmarks.gpu_report import Report
+from benchmarks.gpu_section import Bench, run_parts
 
-from adamsrt.models import build_model
-from adamsrt.optimizers import OPTIMIZERS, build_optimizer
-from benchmarks.optimizer_step import render_quartiles, render_row
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the formulas in float64
-
-TENSORS = [
-    ((64, 64, 3, 3), {"channel_wise": True}),
-    ((512, 512, 3, 3), {"channel_wise": True, "weight_decay": 0.05}),
-    ((16, 3, 3, 3), {"channel_wise": True}),
-    ((10, 9001), {"channel_wise": True}),
-    ((300, 500), {"channel_dims": []}),
-    ((8, 6, 5), {"channel_dims": [0, 1]}),
-    ((1000,), {"weight_decay": 0.05}),
-]
-MODELS, ROUNDS, STEPS_PER_ROUND = ("resnet18", "resnet20", "vgg16"), 15, 10
-TIME_LIMITS_S, WARM_UP_STEPS = {"epochs": 300, "slots": 430}, 2
-
-
-def draw(seed: int, shape: tuple[int, ...]) -> Tensor:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return (x.to(memory_format=torch.channels_last) if len(shape) == 4 else x).cuda()
+# Modules that have PARTS, in the order of their importance.
+SECTIONS = {
+    "machine": "Machine",
+    "kernels": "Kernels against the formulas in float64",
+    "graphs": "Training with CUDA graphs against training without",
+    "epochs": "Epochs",
+    "steps": "Steps of the optimizers",
+    "slots": "Many trials on one GPU",
+    "start": "The start of a further trial",
+    "data": "Data",
+    "memory": "Memory",
+    "published": "The published loop",
+    "connections": "Many trials on one GPU, with more hardware queues",
+    "arms": "Epochs, other ways to compute them",
+}
+TIME_LIMIT_S = 455.0
+GRACE_S = 10.0  # for a section to end, before the whole command does
+NO_GPU = "no GPU: nothing measured"
 
 
-def largest_error(name: str) -> float:
-    """Take 50 fused steps on tensors of every kind; give the largest error relative to the largest value."""
-    from optimizer_steps import REFERENCES
-    from reference import axes_of
-
-    formula, plain = REFERENCES[name]
-    xs = [draw(seed, shape).requires_grad_() for seed, (shape, _) in enumerate(TENSORS)]
-    groups = [{"params": [x], **own} for x, (_, own) in zip(xs, TENSORS, strict=True)]
-    optimizer = OPTIMIZERS[name].build(groups, fused=True, **plain)
-    expected, states = [x.detach().double().cpu().numpy() for x in xs], [{} for _ in xs]
-    for k in range(50):
-        for i, (x, (shape, own)) in enumerate(zip(xs, TENSORS, strict=True)):
-            x.grad = draw(100 + k * len(xs) + i, shape)
-            axes = axes_of(x.ndim, own.get("channel_dims"), own.get("channel_wise", False))
-            options = {**plain, "weight_decay": own.get("weight_decay", 0), "axes": axes}
-            expected[i], states[i] = formula(expected[i], x.grad.double().cpu().numpy(), states[i], **options)
-        optimizer.step()
-    results = [x.detach().double().cpu().numpy() for x in xs]
-    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results, expected, strict=True))
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="folder for table.md, raw.json and log.txt")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--data-root", help="where CIFAR-10 is, to compare precisions on; images of our own otherwise")
+    parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_S, help="seconds, for everything")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="compute little, only to see that everything runs")
+    parser.add_argument("--part-of", choices=SECTIONS, help=argparse.SUPPRESS)  # a process of one section
+    parser.add_argument("--first-part", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
 
 
-def graph_difference(name: str) -> float:
-    """Replay a captured step while lr changes; give the largest difference to steps without a graph."""
-
-    def run(as_graph: bool) -> Tensor:
-        x = draw(1, (64, 64, 3, 3)).requires_grad_()
-        lr = torch.tensor(0.01, device="cuda")
-        groups = [{"params": [x], "channel_wise": True}, {"params": [y := draw(2, (100,)).requires_grad_()]}]
-        optimizer = OPTIMIZERS[name].build(groups, lr=lr, capturable=True)
-        x.grad, y.grad = draw(3, tuple(x.shape)), draw(4, tuple(y.shape))
-        if as_graph:
-            take: Callable[[], Any] = captured(optimizer)
-        else:
-            take = optimizer.step
-            for _ in range(WARM_UP_STEPS):
-                take()
-        for k in range(5):
-            lr.fill_(0.01 / (k + 1))
-            x.grad.copy_(draw(10 + k, tuple(x.shape)))
-            take()
-        return torch.cat([x.detach().flatten(), y.detach()])
-
-    return float((run(True) - run(False)).abs().max())
+def main() -> int:
+    arguments = parse()
+    return run_in_this_process(arguments) if arguments.part_of else measure(arguments)
 
 
-def captured(optimizer: Optimizer) -> Callable[[], None]:
-    """Capture a step, after some that warm up on another stream."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_STEPS):
-            optimizer.step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        optimizer.step()
-    return graph.replay
+def run_in_this_process(arguments: argparse.Namespace) -> int:
+    """Run a section's parts; give the exit status."""
+    from benchmarks.gpu_device import Device
+    from benchmarks.gpu_training import small_models
+
+    parts: Any = importlib.import_module(f"benchmarks.gpu_{arguments.part_of}").PARTS
+    bench = Bench(arguments.device, arguments.small, arguments.data_root)
+    # A figure of a graph that could not be captured would be that of something else.
+    warnings.filterwarnings("error", message="training goes on without a CUDA graph")
+    with small_models(arguments.small):
+        return run_parts(parts, bench, first=arguments.first_part, clean_up=Device(arguments.device).clean_up)
 
 
-def model_on_gpu(name: str, *, channels_last: bool = False) -> nn.Module:
-    model = build_model(name, num_classes=10, in_channels=3, image_size=32).cuda()
-    return model.to(memory_format=torch.channels_last) if channels_last else model
-
-
-def with_gradients(model: nn.Module) -> nn.Module:
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter) * 1e-2
-    return model
-
-
-def step_times(model: str) -> Iterator[str]:
-    """Time every arm; give the rows of a table."""
-
-    def peer(**options: bool) -> Optimizer:
-        return Adam(with_gradients(model_on_gpu(model)).parameters(), **options)
-
-    def ours(name: str, *, channels_last: bool = False, **options: bool) -> Optimizer:
-        momentum = {"momentum": 0.9} if name == "sgdmrt" else {}
-        optimizer = build_optimizer(name, with_gradients(model_on_gpu(model, channels_last=channels_last)), **momentum)
-        for group in optimizer.param_groups:
-            group.update(options)
-        return optimizer
-
-    arms: dict[str, Callable[[], Any]] = {
-        "Adam, fused": peer(fused=True).step,
-        "Adam, foreach": peer(foreach=True).step,
-        "AdamSRT": ours("adamsrt").step,
-        "AdamSRT, channels_last": ours("adamsrt", channels_last=True).step,
-        "AdamSRT, foreach": ours("adamsrt", foreach=True).step,
-        "AdamS": ours("adams").step,
-        "SGDMRT": ours("sgdmrt").step,
-        "AdamG": ours("adamg").step,
-        "Adam, fused, as a graph": captured(peer(fused=True, capturable=True)),
-        "AdamSRT, as a graph": captured(ours("adamsrt", capturable=True)),
-        "AdamS, as a graph": captured(ours("adams", capturable=True)),
-        "SGDMRT, as a graph": captured(ours("sgdmrt", capturable=True)),
-        "AdamG, as a graph": captured(ours("adamg", capturable=True)),
-    }
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for k in range(ROUNDS + 2):
-        for name, step in arms.items():
-            milliseconds = time_of(step)
-            if k >= 2:
-                times[name].append(milliseconds)
-    for name, values in times.items():
-        peer_name = "Adam, fused, as a graph" if "graph" in name else "Adam, fused"
-        ratios = [a / b for a, b in zip(values, times[peer_name], strict=True)]
-        yield render_row([model, name, f"{statistics.median(values) * 1e3:.1f}", render_quartiles(ratios)])
-
-
-def time_of(step: Callable[[], Any]) -> float:
-    """Give milliseconds per step, by CUDA events."""
-    step()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(STEPS_PER_ROUND):
-        step()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / STEPS_PER_ROUND
-
-
-def attempt(check: Callable[[], str]) -> str:
-    """Give what a check says, or how it failed: there may be no second chance to see the rest."""
+def measure(arguments: argparse.Namespace) -> int:
+    """Run all sections; give the exit status."""
+    start = time.monotonic()
+    report = Report(arguments.out)
+    folder = arguments.out or Path(tempfile.mkdtemp(prefix="benchmarks-gpu-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    watchdog = threading.Timer(arguments.time_limit + GRACE_S, give_up, (report, start))
+    watchdog.daemon = True
+    watchdog.start()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return check()
-    except Exception as error:
-        return f"FAILED: {check.__name__}: {type(error).__name__}: {error}"
+        run_sections(arguments, report, folder / "log.txt", start + arguments.time_limit)
+    except KeyboardInterrupt:
+        report.take({"kind": "error", "part": "all that follows", "text": "interrupted"})
+    watchdog.cancel()
+    if report.has_no_gpu:
+        print(NO_GPU)
+        return 0
+    report.end(time.monotonic() - start)
+    print(f"\nWhat went wrong, if anything, is told at length in {folder / 'log.txt'}")
+    return int(report.has_failed)
 
 
-def say_rows(rows: Iterator[str]) -> None:
-    try:
-        for row in rows:
-            say(row)
-    except Exception as error:
-        say(f"FAILED: {type(error).__name__}: {error}")
+def run_sections(arguments: argparse.Namespace, report: Report, log_file: Path, deadline: float) -> None:
+    """Run section after section, for as long as there is time and a GPU."""
+    with log_file.open("w") as log:
+        for name in arguments.sections:
+            report.begin(name, SECTIONS[name])
+            if time.monotonic() >= deadline:
+                report.take({"kind": "error", "part": "all of it", "text": "no time was left"})
+                continue
+            print(f"\n== {name}", file=log, flush=True)
+            run_section(
+                partial(command_of, arguments, name),
+                report.take,
+                log=log,
+                deadline=deadline,
+                environment=environment_of(arguments, name),
+            )
+            report.write()
+            if report.has_no_gpu:
+                return
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
+def command_of(arguments: argparse.Namespace, section: str, first: int) -> list[str]:
+    """Give the command of a process for a section, from a part on."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--part-of", section, "--first-part", str(first)]
+    command += ["--device", arguments.device, *(["--small"] if arguments.small else [])]
+    return command + (["--data-root", arguments.data_root] if arguments.data_root else [])
 
 
-def main() -> None:
-    if not torch.cuda.is_available():
-        say("no GPU: nothing measured")
-        return
-    start_s = time.perf_counter()
-    import triton
+def environment_of(arguments: argparse.Namespace, section: str) -> dict[str, str]:
+    """Give what a section's process has in its environment beside what this one has."""
+    environment = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+    if arguments.device == "cpu" and section == "kernels":
+        environment["TRITON_INTERPRET"] = "1"
+    if not os.access(Path.home(), os.W_OK):  # where Triton keeps what it has compiled
+        environment["TRITON_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"triton-{os.getuid()}")
+    if section == "connections":
+        environment["CUDA_DEVICE_MAX_CONNECTIONS"] = "32"
+    return environment
 
-    say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, {ROUNDS} rounds\n")
-    say("| optimizer | largest error of 50 fused steps | largest difference of a graph |\n|---|---|---|")
-    for name in ("adams", "adamsrt", "sgdmrt", "adamg"):
-        errors = (
-            attempt(lambda name=name, check=check: f"{check(name):.1e}") for check in (largest_error, graph_difference)
-        )
-        say(render_row([name, *errors]))
-    say("\n| model | step | microseconds | relative to Adam, fused |\n|---|---|---|---|")
-    for model in MODELS:
-        say_rows(step_times(model))
-    try:
-        from benchmarks import gpu_epochs, gpu_slots
-    except ImportError as error:
-        say(f"\nNo loader and no epochs: {error}")
-        return
-    say(f"\nLoader, CPU and GPU: {attempt(gpu_epochs.compare_bits)}. {attempt(gpu_epochs.check_training)}")
-    say("\n| optimizer | precision | largest difference of weights: with a graph | without, again |\n|---|---|---|---|")
-    say_rows(gpu_epochs.graph_differences())
-    say("\n| model | arm | seconds per epoch | aim |\n|---|---|---|---|")
-    say_rows(gpu_epochs.epoch_times(start_s + TIME_LIMITS_S["epochs"]))
-    say(f"\nSlots of one process: {attempt(gpu_slots.compare_with_alone)}")
-    say("\n| model | trials at a time | epochs per second | trials of 405 epochs per hour | against one |")
-    say("|---|---|---|---|---|")
-    say_rows(gpu_slots.rates(start_s + TIME_LIMITS_S["slots"]))
-    say(f"\n{time.perf_counter() - start_s:.0f} s in all.")
+
+def give_up(report: Report, start: float) -> None:
+    """Say what there is and end the process: what should have ended by itself has not."""
+    status = 1
+    with contextlib.suppress(BaseException):
+        report.take({"kind": "error", "part": "the whole command", "text": "did not end; it is given up"})
+        report.end(time.monotonic() - start)
+        status = int(report.has_failed)
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,182 +1,147 @@
-"""Whole epochs on a GPU, for `benchmarks.gpu`: in every precision, with and without a graph, and that they agree.
-
-An epoch is 47,500 images of the size of CIFAR-10 to train on in batches of 128, and 2,500 to validate.
-"""
+"""Whole epochs on a GPU, for `benchmarks.gpu`: as `Training` takes them, what they do not do, and what bf16 costs."""
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from adamsrt.dataloaders.images import ImageLoader, ImageSet, normalization_table
-from adamsrt.epoch import Step, TrainStep, evaluate, train_epoch
-from adamsrt.graph import GraphedStep
-from adamsrt.models import build_model
-from adamsrt.optimizers import OPTIMIZERS, build_optimizer
-from adamsrt.precision import best_memory_format
-from adamsrt.training import Training, TrainingSpec, evaluation_batch_size
-from benchmarks.optimizer_step import render_row
-
-TRAINING_IMAGES, VALIDATION_IMAGES, BATCH_SIZE, EPOCHS = 47_500, 2_500, 128, 3
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-AIMS_S = {"resnet18": 0.7, "vgg16": 0.4, "resnet20": 0.25}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train; memory_format None is the one that `Training` takes."""
-
-    precision: str
-    graph: bool
-    optimizer: str = "adamsrt"
-    memory_format: torch.memory_format | None = None
-    cudnn_benchmark: bool = False
-
-    def __str__(self) -> str:
-        own_format = "" if self.memory_format is None else f", {str(self.memory_format).removeprefix('torch.')}"
-        tried = ", cudnn.benchmark" if self.cudnn_benchmark else ""
-        return f"{self.optimizer}, {self.precision}{own_format}{tried}{', graph' if self.graph else ''}"
-
-
-# The first ones matter most: time may end before the last.
-ARMS = (
-    Arm("bf16", graph=True),
-    Arm("bf16", graph=False),
-    Arm("fp32", graph=True),
-    Arm("fp32", graph=False),
-    Arm("tf32", graph=True),
-    Arm("bf16", graph=True, cudnn_benchmark=True),
-    Arm("bf16", graph=True, optimizer="adam"),
-    Arm("fp32", graph=True, memory_format=torch.channels_last),
-    Arm("bf16", graph=True, memory_format=torch.contiguous_format),
-    Arm("tf32", graph=True, memory_format=torch.contiguous_format),
+from adamsrt.dataloaders.images import ImageSet
+from adamsrt.epoch import train_epoch
+from adamsrt.training import Training
+from benchmarks.gpu_aims import EPOCH_AIMS_S, MODELS
+from benchmarks.gpu_aims import OPTIMIZERS as OPTIMIZER_NAMES
+from benchmarks.gpu_device import Device, render_spread
+from benchmarks.gpu_section import Bench, Part
+from benchmarks.gpu_training import (
+    BATCH_SIZE,
+    TRAINING_IMAGES,
+    VALIDATION_IMAGES,
+    Arm,
+    build_step,
+    images_like_cifar,
+    is_replayed,
+    loaders_of,
+    spec_of,
+    training_loader,
 )
 
-
-def random_images(n: int) -> ImageSet:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return ImageSet(images, torch.randint(10, (n,), generator=generator))
+EPOCHS, ALLOWED_OF_BF16 = 7, 0.05
+COLUMNS = ("model", "seconds per epoch", "aim", "n", "training alone", "images / s in training", "GiB at most")
 
 
-def compare_bits() -> str:
-    """Compare two epochs of the loader on CPU and GPU bit for bit."""
-    table = normalization_table(MEAN, STD)
-    options: dict[str, Any] = {"batch_size": 1000, "shuffle": True, "padding": 4, "flip": True, "seed": 5}
-    on_cpu, on_gpu = (ImageLoader(random_images(10_000), table, device=device, **options) for device in ("cpu", "cuda"))
-    batches = [pair for _ in range(2) for pair in zip(on_cpu, on_gpu, strict=True)]
-    same = all(torch.equal(a, c.cpu()) and torch.equal(b, d.cpu()) for (a, b), (c, d) in batches)
-    return "the same bits" if same else "DIFFERENT BITS"
+def number_of_images(bench: Bench) -> int:
+    return 300 if bench.small else TRAINING_IMAGES + VALIDATION_IMAGES
 
 
-def build_step(model_name: str, arm: Arm, **hyper_parameters: Any) -> tuple[TrainStep, Step]:
-    """Give the step of an arm without and with its graph, if it has one; the initial weights are always the same."""
-    torch.manual_seed(0)
-    model = build_model(model_name, num_classes=10, in_channels=3, image_size=32)
-    memory_format = arm.memory_format or best_memory_format("cuda", arm.precision)
-    model.to(device="cuda", memory_format=memory_format)  # type: ignore[call-overload]
-    optimizer = build_optimizer(arm.optimizer, model, **hyper_parameters)
-    step = TrainStep(model, optimizer, precision=arm.precision, memory_format=memory_format)
-    return step, GraphedStep(step, BATCH_SIZE) if arm.graph else step
-
-
-def graph_differences() -> Iterator[str]:
-    """Take 24 steps with and without a graph, the learning rate dropping half way; give the rows of a table."""
-    torch.backends.cudnn.deterministic = True
-    table = normalization_table(MEAN, STD)
-    batches = ImageLoader(random_images(12 * BATCH_SIZE + 50), table, batch_size=BATCH_SIZE, device="cuda")
-    for name in OPTIMIZERS:
-        for precision in ("fp32", "bf16"):
-            weights = [weights_after(name, precision, graph, batches) for graph in (False, False, True)]
-            unit = float(weights[0].abs().max())
-            again, graphed = (float((each - weights[0]).abs().max()) / unit for each in weights[1:])
-            yield render_row([name, precision, f"{graphed:.1e}", f"{again:.1e}"])
-    torch.backends.cudnn.deterministic = False
-
-
-def weights_after(optimizer: str, precision: str, graph: bool, batches: ImageLoader) -> Tensor:
-    """Train two epochs at two learning rates; give all weights, flat."""
-    momentum = {"momentum": 0.9} if optimizer.startswith("sgd") else {}
-    plain, step = build_step("resnet20", Arm(precision, graph, optimizer), lr=1e-3, **momentum)
-    for lr in (1e-3, 1e-4):
-        for group in plain.optimizer.param_groups:
-            group["lr"] = lr
-        batches.set_epoch(0)
-        train_epoch(plain.model, plain.optimizer, batches, step=step)
-    if isinstance(step, GraphedStep) and not step._works:
-        raise RuntimeError("the step was not captured")
-    return torch.cat([each.detach().flatten() for each in plain.model.parameters()])
-
-
-def epoch_times(deadline_s: float) -> Iterator[str]:
-    """Time the epochs of every arm after a tenth of one; give the rows of a table."""
-    table = normalization_table(MEAN, STD)
-    options: dict[str, Any] = {"batch_size": BATCH_SIZE, "shuffle": True, "padding": 4, "flip": True, "device": "cuda"}
-    loader = ImageLoader(random_images(TRAINING_IMAGES), table, **options)
-    short = ImageLoader(random_images(TRAINING_IMAGES // 10), table, **options)
-    in_order = ImageLoader(
-        random_images(VALIDATION_IMAGES),
-        table,
-        batch_size=evaluation_batch_size("cuda", BATCH_SIZE, 32),
-        device="cuda",
+def time_training(model: str, bench: Bench) -> None:
+    """Time the epochs of a `Training` in bf16 with a graph, after a first one."""
+    spec = spec_of(model, bench.device)
+    device = Device(bench.device)
+    device.forget_peak()
+    training = Training(spec, loaders=loaders_of(images_like_cifar(number_of_images(bench)), spec))
+    training.run_epoch()
+    results = [training.run_epoch() for _ in range(2 if bench.small else EPOCHS)]
+    seconds, rates = [each.seconds for each in results], [each.train_images_per_second for each in results]
+    training_alone = training._train.num_examples / statistics.median(rates)
+    peak, _ = device.peak_bytes()
+    bench.table("Epochs of `Training`, AdamSRT in bf16 with a graph: median [smallest, largest]", *COLUMNS)
+    bench.row(
+        MODELS[model],
+        render_spread(seconds),
+        f"{EPOCH_AIMS_S[model]}",
+        f"{len(seconds)}",
+        f"{training_alone:.3f}",
+        f"{statistics.median(rates):,.0f}",
+        f"{peak / 2**30:.2f}",
+        seconds=seconds,
+        images_per_second=rates,
     )
-    seconds = [timed(lambda: sum(len(images) for images, _ in loader)) for _ in range(EPOCHS)]
-    yield render_row(["loader alone", "", render_seconds(seconds), ""])
-    for name, aim_s in AIMS_S.items():
-        for arm in ARMS:
-            if time.perf_counter() > deadline_s:
-                yield render_row(["no time for the rest", "", "", ""])
-                return
+    bench.figure(f"epoch/{model}", seconds)
+
+
+def check_waits(bench: Bench) -> None:
+    """Train a second epoch, in which torch raises wherever it would wait for the GPU between first and last batch."""
+    device = Device(bench.device)
+    batches = training_loader(images_like_cifar((2 if bench.small else 45) * BATCH_SIZE + 50), bench.device)
+    seen = []
+    for graph in (True, False):
+        for name in OPTIMIZER_NAMES:
+            momentum = {"momentum": 0.9} if name.startswith("sgd") else {}
+            plain, step = build_step("resnet20", Arm("bf16", graph, name), bench.device, lr=1e-3, **momentum)
+
+            def watch(done: int, of: int) -> None:
+                if done in (1, of):
+                    device.raise_at_waits(done < of)
+
             try:
-                seconds = times_of(name, arm, short, loader, in_order)
-            except Exception as error:  # the other arms still count
-                yield render_row([name, str(arm), f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", ""])
-                continue
-            yield render_row([name, str(arm), render_seconds(seconds), f"{aim_s}"])
+                for on_batch in (None, watch):
+                    train_epoch(plain.model, plain.optimizer, batches, on_batch, step=step)
+            except RuntimeError as error:
+                seen.append(f"{name}{', graph' if graph else ''}: {str(error).partition(chr(10))[0]}")
+            finally:
+                device.raise_at_waits(False)
+    said = "; ".join(seen) or f"{len(OPTIMIZER_NAMES)} optimizers, with and without a graph"
+    bench.check("epoch/waits", not seen, said)
 
 
-def times_of(name: str, arm: Arm, short: ImageLoader, loader: ImageLoader, in_order: ImageLoader) -> list[float]:
-    torch.backends.cudnn.benchmark = arm.cudnn_benchmark
-    try:
-        plain, step = build_step(name, arm, lr=1e-3)
-
-        def epoch(batches: ImageLoader) -> None:
-            train_epoch(plain.model, plain.optimizer, batches, step=step)
-            evaluate(plain.model, in_order, precision=plain.precision, memory_format=plain.memory_format)
-
-        epoch(short)
-        return [timed(lambda: epoch(loader)) for _ in range(EPOCHS)]
-    finally:
-        torch.backends.cudnn.benchmark = False
-
-
-def timed(take: Callable[[], Any]) -> float:
-    torch.cuda.synchronize()
-    start_s = time.perf_counter()
-    take()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start_s
+def check_last_batch(bench: Bench) -> None:
+    """Count the steps of an epoch that its batches do not divide, and the images of its last batch."""
+    images = images_like_cifar((2 if bench.small else 12) * BATCH_SIZE + 50)
+    batches = training_loader(images, bench.device)
+    sizes = [len(labels) for _, labels in batches]
+    plain, step = build_step("resnet20", Arm("bf16", graph=True), bench.device, lr=1e-3)
+    for _ in range(2):
+        train_epoch(plain.model, plain.optimizer, batches, step=step)
+    steps = {float(state["step"]) for state in plain.optimizer.state.values()}
+    holds = steps == {2.0 * len(sizes)} and sum(sizes) == len(images.labels) and sizes[-1] == 50
+    bench.check("epoch/last batch", holds, f"{sizes[-1]} images in the last of {len(sizes)} batches, steps {steps}")
+    if bench.device == "cuda":
+        bench.check("epoch/last batch", is_replayed(step), "the others are replayed")
 
 
-def render_seconds(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds):.3f} [{min(seconds):.3f}, {max(seconds):.3f}]"
+def compare_precisions(bench: Bench) -> None:
+    """Train with the same seeds in every precision."""
+    epochs, images = (1, images_like_cifar(number_of_images(bench))) if bench.data_root is None else (3, None)
+    source = "images of our own" if images is not None else "CIFAR-10"
+    bench.table(
+        f"ResNet20, AdamSRT, {source}, {epochs} epochs, with a graph",
+        *("precision", "seed", "training loss of the first epoch", "and of the last", "validation loss", "accuracy"),
+    )
+    first_losses: dict[tuple[str, int], float] = {}
+    for seed in range(1 if bench.small else 3):
+        for precision in ("fp32", "bf16", "tf32"):
+            if bench.is_late:
+                bench.note("no time for the rest")
+                return
+            results = train_in(precision, seed, epochs, images, bench)
+            first_losses[precision, seed] = results[0].train_loss
+            bench.row(
+                precision,
+                f"{seed}",
+                *(f"{value:.4f}" for value in (results[0].train_loss, results[-1].train_loss, results[-1].valid_loss)),
+                f"{100 * results[-1].valid_accuracy:.2f} %",
+                results=[vars(each) for each in results],
+            )
+        ratio = first_losses["bf16", seed] / first_losses["fp32", seed]
+        bench.check("epoch/bf16", abs(ratio - 1) <= ALLOWED_OF_BF16, f"seed {seed}: {100 * (ratio - 1):+.2f} %")
 
 
-def check_training() -> str:
-    """Train the digits with a graph, interrupted and resumed; say how far that is from a training without."""
-    losses = []
-    for graph in (False, True):
-        hyper_parameters = {"lr": 1e-3, "betas": (0.9, 0.99)}
-        spec = TrainingSpec(
-            "digits", "resnet20", "adamsrt", hyper_parameters, epochs=3, device="cuda", batch_size=32, cuda_graph=graph
-        )
-        first, resumed = Training(spec), Training(spec)
-        first.run_epoch()
-        resumed.load_state_dict(first.state_dict())
-        losses.append([resumed.run_epoch().train_loss for _ in range(2)])
-    largest = max(abs(a - b) / a for a, b in zip(*losses, strict=True))
-    return f"Training, resumed, with a graph: losses within {largest:.1e} of those without."
+def train_in(precision: str, seed: int, epochs: int, images: ImageSet | None, bench: Bench) -> list[Any]:
+    """Give the results of some epochs."""
+    place = {} if bench.data_root is None else {"data_root": bench.data_root}
+    spec = spec_of("resnet20", bench.device, precision=precision, seed=seed, **place)
+    training = Training(spec, loaders=None if images is None else loaders_of(images, spec))
+    return [training.run_epoch() for _ in range(epochs)]
+
+
+def part(model: str) -> Part:
+    run: Callable[[Bench], None] = partial(time_training, model)
+    return Part(MODELS[model], run, 40.0)
+
+
+PARTS = (
+    *(part(model) for model in EPOCH_AIMS_S),
+    Part("waits", check_waits, 60.0),
+    Part("last batch", check_last_batch, 30.0),
+    Part("precisions", compare_precisions, 60.0),
+)
