@@ -59,6 +59,14 @@ def build(
     return xs, OPTIMIZERS[name].build(groups, fused=True, capturable=capturable, **options)
 
 
+def made_tables() -> list[torch.Tensor]:
+    """Give the list that every table goes into which is made from now on."""
+    made: list[torch.Tensor] = []
+    send = fused.FusedStep._send
+    fused.FusedStep._send = lambda step, host: made.append(host) or send(step, host)
+    return made
+
+
 def follow_the_reference(name: str, dtype: torch.dtype, capturable: bool) -> float:
     step, plain = REFERENCES[name]
     xs, optimizer = build(name, dtype, capturable, **plain)
@@ -66,16 +74,23 @@ def follow_the_reference(name: str, dtype: torch.dtype, capturable: bool) -> flo
         for group in optimizer.param_groups[::2]:  # a scheduler's: a number in the others
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
     expected, states = [x.detach().double().numpy().copy() for x in xs], [{} for _ in xs]
+    made = made_tables()
     for k in range(STEPS):
         for i, (x, (shape, own)) in enumerate(zip(xs, TENSORS, strict=True)):
-            x.grad = None if i in LATE and k % 10 == i else draw(100 + k * len(xs) + i, shape, dtype)
-            if x.grad is None:
+            if i in LATE and k % 10 == i:
+                x.grad = None
                 continue
+            grad = draw(100 + k * len(xs) + i, shape, dtype)
+            if x.grad is None or k % 10 == 9:
+                x.grad = grad
+            else:
+                x.grad.copy_(grad)
             axes = reference.axes_of(x.ndim, own.get("channel_dims"), own.get("channel_wise", False))
             options = {**plain, **own_options(name, i), "axes": axes}
             expected[i], states[i] = step(expected[i], x.grad.double().numpy(), states[i], **options)
         optimizer.step()
     assert {update.way for plan in optimizer._plans.values() for update in plan.updates} == {Way.FUSED}
+    assert 10 < len(made) < STEPS // 2, "a table is made anew where gradients lie elsewhere, and only there"
     largest = 0.0
     for x, right, state in zip(xs, expected, states, strict=True):
         if "k" in state:
@@ -134,8 +149,12 @@ def replay(name: str) -> tuple[float, float]:
         assert "call write_options() before it" in str(error)
     else:
         raise AssertionError("a capture must not copy numbers")
-    assert optimizer.write_options()
+    for x in xs:
+        x.grad = x.grad.clone()
+    made = made_tables()
+    assert optimizer.write_options() and len(made) == 1
     work = record(optimizer)
+    assert len(made) == 1, "what is captured copies no table"
     assert len(work) == (3 if name == "sgdmrt" else 4)  # the copy of one lr, count, rows, elements
     differences = []
     for is_written in (False, True):

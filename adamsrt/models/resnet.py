@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.residual(x) + self.shortcut(x))
+        out: Tensor = self.relu(self.residual(x).add_(self.shortcut(x)))  # in place: a buffer less to fill
         return out
 
 

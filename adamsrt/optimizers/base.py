@@ -100,7 +100,8 @@ class GroupedOptimizer(RestartableOptimizer):
         """Have captured steps read the options as they are now, from their next replay on this stream on.
 
         To be called outside a capture, after a change of options (lr, betas, weight_decay, ...), or before a capture.
-        Waits for nothing, and copies what has changed only.
+        Waits for nothing, and copies what has changed only. What it copies, the present gradients' addresses among it,
+        a capture that follows need not.
 
         Returns:
             False where a captured step would hold options that it was captured with, as a part of it is not fused, and
@@ -108,7 +109,7 @@ class GroupedOptimizer(RestartableOptimizer):
         """
         for plan in self._plans.values():
             for fused_step in plan.fused_steps or ():
-                fused_step.write()
+                fused_step.prepare()
         updates = [update for plan in self._plans.values() for update in plan.updates]
         return all(update.way is Way.FUSED for update in updates if update.group["capturable"])
 

@@ -6,6 +6,7 @@ Needs Triton: imported only where a fused step is to be taken.
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +24,20 @@ GRAD, IS_ALIGNED, STEP, LR = (column.value for column in (common.GRAD, common.IS
 _read_by_graphs: list[Tensor] = []
 
 
+@dataclass
+class _Table:
+    """A table on the device, and what it is for: gradients, steps as `_steps_of` gives them, the stream of its copy."""
+
+    table: Tensor
+    addresses: list[int]
+    steps: list[int]
+    stream: Any
+
+
 class FusedStep:
     """The step of updates of one device, dtype and mode: steps are counted, then one launch for rows, one for elements.
+
+    The table stays on the device, where steps are counted in it, and is made anew where gradients lie elsewhere.
 
     The numbers, one line per parameter group, have memory of their own on the device. They are copied there when they
     have changed, but never inside a capture, whose copy would bring the old numbers back at each replay. So a captured
@@ -67,17 +80,38 @@ class FusedStep:
         ]
         self._numbers = torch.zeros(len(groups), NUMBERS, dtype=torch.float64, device=self._device)
         self._written: list[list[float]] = []
-        self._sent: tuple[Tensor, Tensor, Any] | None = None  # the table on the host, on the device, the copy's stream
+        self._strides = [update.x.stride() for update in self._updates]
+        self._last: _Table | None = None
         self._for_capture: Tensor | None = None
 
     def __call__(self) -> None:
         """Take the step."""
         self.write()
-        grads = [update.grad_rows() for update in self._updates]  # a copy has to last until the launch
-        table = self._send(self._table_of(grads))
+        grads = [
+            update.grad if update.grad.stride() == stride else update.grad_rows()  # a copy has to last until the launch
+            for update, stride in zip(self._updates, self._strides, strict=True)
+        ]
+        table = self._table_for(grads)
         if is_captured():
             _read_by_graphs.extend((table, self._numbers, *(tensors for _, tensors in self._launches)))
-        self._launch(table)
+        try:
+            self._launch(table)
+        except BaseException:  # an interrupt as well: how far the table's steps are counted is not known
+            self._last = None
+            raise
+
+    def prepare(self) -> None:
+        """Do all that a capture of the step on the present gradients need not do, so that a graph has launches only.
+
+        Errors:
+            RuntimeError as `write`.
+        """
+        self.write()
+        grads = [update.x.grad for update in self._updates]
+        if self._counts_on_device and all(
+            grad is not None and grad.stride() == stride for grad, stride in zip(grads, self._strides, strict=True)
+        ):
+            self._table_for([grad for grad in grads if grad is not None])
 
     def _launch(self, table: Tensor) -> None:
         """Do what a graph replays, but for the copies."""
@@ -117,39 +151,54 @@ class FusedStep:
         lr = group["lr"]
         return lr if group["capturable"] and isinstance(lr, Tensor) and lr.device == self._device else None
 
-    def _table_of(self, grads: list[Tensor]) -> Tensor:
+    def _table_for(self, grads: list[Tensor]) -> Tensor:
+        """Give the table on the device: the one of the last step if it holds, else a new one; waits for nothing."""
+        addresses = [grad.data_ptr() for grad in grads]
+        steps = self._steps_of()
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        if self._last is not None:
+            # Its memory is freed for the stream that it was made on; a graph keeps it for ever.
+            holds = addresses == self._last.addresses and (stream == self._last.stream or is_captured())
+            if holds and steps == (self._last.steps if self._counts_on_device else [k + 1 for k in self._last.steps]):
+                self._last.steps = steps
+                return self._last.table
+        self._last = None
+        table = self._send(self._table_of(addresses, steps))
+        if not is_captured():
+            self._last = _Table(table, addresses, steps, stream)
+        return table
+
+    def _steps_of(self) -> list[int]:
+        """Give what the kernel counts with: the addresses of the counters, or the numbers of the steps to take."""
+        if not self._counts:
+            return []
+        if self._counts_on_device:
+            return [update.state["step"].data_ptr() for update in self._updates]
+        return [int(update.step) for update in self._updates]
+
+    def _table_of(self, addresses: list[int], steps: list[int]) -> Tensor:
         """Make the table (tensors, columns) on the host."""
         table = self._fixed.clone()
-        table[:, GRAD] = torch.tensor([grad.data_ptr() for grad in grads])
+        table[:, GRAD] = torch.tensor(addresses)
         table[:, IS_ALIGNED] *= table[:, GRAD] % 16 == 0
-        if self._counts_on_device and self._counts:
-            table[:, STEP] = torch.tensor([update.state["step"].data_ptr() for update in self._updates])
-        elif self._counts:
-            table[:, STEP] = torch.tensor([int(update.step) for update in self._updates])
+        if self._counts:  # the device raises the number of steps that were taken
+            table[:, STEP] = torch.tensor(steps) - int(not self._counts_on_device)
         return table
 
     def _send(self, host: Tensor) -> Tensor:
-        """Give a table on the device: that of the last step where it is the same, else a copy; waits for nothing."""
+        """Copy a table to the device."""
         if self._device.type == "cpu":
             return host
-        captured, stream = is_captured(), torch.cuda.current_stream(self._device)
-        if self._for_capture is None and not captured:
+        if self._for_capture is None and not is_captured():
             self._for_capture = torch.empty_like(host, pin_memory=True)
-        if self._sent is not None:
-            before, table, its_stream = self._sent
-            # Its memory is freed for the stream that it was made on; a graph keeps it for ever.
-            if torch.equal(before, host) and (captured or stream == its_stream):
-                return table
         table = torch.empty_like(host, device=self._device)
-        if captured:
+        if is_captured():
             pinned, self._for_capture = self._for_capture, None
             if pinned is None:
                 raise RuntimeError("a step must be taken before it is captured in a graph; warm up, then capture")
             _read_by_graphs.append(pinned.copy_(host))
             return table.copy_(pinned, non_blocking=True)
-        table.copy_(host.pin_memory(), non_blocking=True)
-        self._sent = host, table, stream
-        return table
+        return table.copy_(host.pin_memory(), non_blocking=True)
 
 
 def _programs_of(update: Update) -> int:

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 # The table has one line of integers per tensor: addresses of the weights and of what belongs to them, the elements of a
-# row (of the tensor, where a row is an element), its first program, its line of numbers, its step (the address of its
-# counter where that is on the device), and what `count` leaves, as the bits of float64.
+# row (of the tensor, where a row is an element), its first program, its line of numbers, the steps that it has
+# taken (capturable: the address of their counter), and what `count` leaves, as the bits of float64.
 X, GRAD, M, V, SIZE, FIRST, IS_ALIGNED, LINE, STEP, STEP_SIZE, ROOT2 = (tl.constexpr(column) for column in range(11))
 WIDTH = tl.constexpr(11)
 

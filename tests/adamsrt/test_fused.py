@@ -1,0 +1,100 @@
+"""When a fused step copies its table to the device anew; what its kernels compute, Triton's interpreter says (test_kernels)."""
+
+import pytest
+import torch
+from optimizer_steps import random_tensor
+
+pytest.importorskip("triton")
+
+from adamsrt.optimizers import SGDMRT, AdamSRT, fused, launch, ways
+from adamsrt.optimizers.kernels.common import GRAD, STEP
+
+
+class Launches:
+    """Stands in for a GPU: counts the steps in the table, as `kernels.count` does, and updates nothing."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.tables: list[torch.Tensor] = []
+        self.counted: list[list[int]] = []
+        self.breaks = False
+        monkeypatch.setattr(ways, "why_not_fused", lambda kernel, device: None)
+        monkeypatch.setattr(launch, "count", self.count)
+        monkeypatch.setattr(launch, "update", lambda kernel, table, *others: self.tables.append(table))
+
+    def count(self, table, numbers, *, on_device) -> None:
+        if self.breaks:
+            raise KeyboardInterrupt
+        table[:, STEP.value] += int(not on_device)
+        self.counted.append(table[:, STEP.value].tolist())
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    return Launches(monkeypatch)
+
+
+def build(optimizer=AdamSRT, **options):
+    xs = [random_tensor(seed, (4, 8)).requires_grad_() for seed in range(2)]
+    for x in xs:
+        x.grad = torch.ones_like(x)
+    return xs, optimizer(xs, channel_wise=True, fused=True, **options)
+
+
+def test_steps_on_gradients_in_the_same_memory_share_a_table_that_counts_them(launches):
+    xs, optimizer = build()
+    for _ in range(3):
+        optimizer.step()
+    assert launches.counted == [[1, 1], [2, 2], [3, 3]] and len(set(map(id, launches.tables))) == 1
+    xs[0].grad = xs[0].grad.clone()
+    optimizer.step()
+    assert launches.counted[-1] == [4, 4] and len(set(map(id, launches.tables))) == 2
+    assert launches.tables[-1][:, GRAD.value].tolist() == [x.grad.data_ptr() for x in xs]
+
+
+def test_a_gradient_in_another_memory_format_is_read_where_its_copy_lies(launches):
+    xs, optimizer = build()
+    xs[0].grad = torch.ones(8, 4, dtype=xs[0].dtype).T
+    optimizer.step()
+    first, second = launches.tables[-1][:, GRAD.value].tolist()
+    assert first != xs[0].grad.data_ptr() and second == xs[1].grad.data_ptr()
+
+
+@pytest.mark.parametrize("change", ["restart", "a step set back", "a parameter that paused", "a broken launch"])
+def test_the_table_counts_on_from_what_the_state_says(change, launches):
+    xs, optimizer = build()
+    for _ in range(3):
+        optimizer.step()
+    if change == "restart":
+        optimizer.restart()
+    elif change == "a step set back":
+        optimizer.state[xs[1]]["step"].fill_(1)
+    elif change == "a parameter that paused":
+        grad, xs[0].grad = xs[0].grad, None
+        optimizer.step()
+        xs[0].grad = grad
+    else:
+        launches.breaks = True
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+        launches.breaks = False
+    for _ in range(2):
+        optimizer.step()
+        assert launches.counted[-1] == [int(optimizer.state[x]["step"]) for x in xs]
+
+
+@pytest.mark.parametrize("optimizer", [AdamSRT, SGDMRT])
+def test_what_was_prepared_is_not_copied_in_a_capture(optimizer, launches, monkeypatch):
+    xs, optimizer = build(optimizer, capturable=True)
+    optimizer.step()
+    for x in xs:
+        x.grad = x.grad.clone()  # those of a captured backward pass
+    optimizer.write_options()
+    sent = []
+    monkeypatch.setattr(fused.FusedStep, "_send", lambda step, host: sent.append(host) or host)
+    monkeypatch.setattr(fused, "is_captured", lambda: True)
+    optimizer.step()
+    assert not sent
+    assert launches.tables[-1][:, GRAD.value].tolist() == [x.grad.data_ptr() for x in xs]
+    xs[0].grad = xs[0].grad.clone()
+    optimizer.step()
+    assert len(sent) == 1
