@@ -1,4 +1,4 @@
-"""When a fused step copies its table to the device anew; what its kernels compute, Triton's interpreter says (test_kernels)."""
+"""When a fused step copies its table to the device anew; what its kernels compute, `test_kernels` sees."""
 
 import pytest
 import torch
