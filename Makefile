@@ -4,7 +4,7 @@
 # make lab      ray up over SSH between network namespaces (root, Debian's openssh-server; minutes)
 # make results  the comparisons in results/ (an hour or two; RESULTS_DATA names the folder with CIFAR-10)
 # make bench    is it a better search? regret against epochs spent (minutes)
-# make bench-speed     optimizer steps and data loading on a CPU, what tracking costs (minutes)
+# make bench-speed     optimizer steps, data, epochs and trial starts on a CPU, what tracking costs (minutes)
 # make bench-scale     the driver's time with thousands of trials (minutes)
 # make bench-chaos     a search while machines are killed (minutes)
 # make bench-gpu       kernels, steps and epochs on a GPU (minutes; one line without a GPU)
@@ -57,8 +57,10 @@ bench: setup
 
 bench-speed: setup
 	$(BIN)/python -m benchmarks.optimizer_step
+	$(BIN)/python -m benchmarks.fused_launch
 	$(BIN)/python -m benchmarks.data_loading
 	$(BIN)/python -m benchmarks.epoch
+	$(BIN)/python -m benchmarks.trial_start
 	$(BIN)/python -m benchmarks.tracking_overhead
 
 bench-scale: setup

@@ -175,9 +175,10 @@ def norms(weights: Sequence[nn.Parameter], *, lr: float) -> dict[str, float]:
         weight_norm: mean of ||x||. grad_norm: mean of ||gradient|| (0 where there is none). effective_lr: mean of
         lr / ||x||^2, what the step size of SGD comes to on the unit sphere (arXiv:2006.13382).
     """
-    rows = [weight.flatten(1) for weight in weights]
-    squares = torch.cat([row.double().square().sum(dim=1) for row in rows])
     grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-    grad_squares = torch.cat([grad.flatten(1).double().square().sum(dim=1) for grad in grads])
-    measured = torch.stack([squares.sqrt().mean(), grad_squares.sqrt().mean(), (lr / squares).mean()]).tolist()
+    lengths, grad_lengths = (
+        torch.cat([torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), dtype=torch.float64) for x in tensors])
+        for tensors in (weights, grads)
+    )
+    measured = torch.stack([lengths.mean(), grad_lengths.mean(), (lr / lengths.square()).mean()]).tolist()
     return dict(zip(("weight_norm", "grad_norm", "effective_lr"), measured, strict=True))
