@@ -34,7 +34,10 @@ def search(setting: str, folder: Path, places: Sequence[str]) -> None:
     file.write_text(SETTINGS[setting])
     places = [*places, "--output", str(folder), "--export", str(folder / "best.py")]
     command = [sys.executable, "-m", "tune_adamsrt.search", "--setting", str(file), *OPTIONS, *places]
-    subprocess.run([*command, "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"], check=True, capture_output=True)
+    command += ["--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if status != 0:
+        sys.exit(status)  # it has said why
 
 
 def seconds_beyond_epochs(journal: Path) -> list[float]:
