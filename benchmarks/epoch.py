@@ -1,15 +1,16 @@
-"""Time of an epoch relative to the published loop, on one CPU thread.
+"""Time of an epoch relative to the published loop, on one core.
 
     .venv/bin/python -m benchmarks.epoch                                # ResNet20 in batches of 128, about 5 minutes
     .venv/bin/python -m benchmarks.epoch --models resnet18 --rounds 3
 
-The published loop, written for this comparison: the PIL pipeline of `benchmarks.data_loading` (here in the process: a
-worker process would cost more CPU time), a model in torch's default memory format, AdamSRT as its formulas read, one
-tensor and one operation after another, `.item()` on loss and number of correct images after every step, evaluation in
-batches of 512. Ours is what `training_example.py` and the workers of a search do. All work on random images of the
-size of CIFAR-10, each in a process of its own, and take turns in every round. An epoch is 47,500 images to train on and
-2,500 to validate, its time computed from that of a few batches of each; CPU time of the process, which others on the
-machine disturb less than the clock. A ratio is that of two arms in one round; median [quartiles] over the rounds.
+The published loop, written for this comparison: the PIL pipeline of `benchmarks.data_loading` with its one worker
+process, a model in torch's default memory format, AdamSRT as its formulas read, one tensor and one operation after
+another, `.item()` on loss and number of correct images after every step, evaluation in batches of 512. Ours is what
+`training_example.py` and the workers of a search do. All work on random images of the size of CIFAR-10, each with one
+thread in a process of its own, and take turns in every round. An epoch is 47,500 images to train on and 2,500 to
+validate, its time computed from that of a few batches of each; CPU time of the process and its data worker, which
+others on the machine disturb less than the clock: what one core needs. Starting and ending the worker does not count. A
+ratio is that of two arms in one round; median [quartiles] over the rounds.
 
 At the end, the start of a trial in a process that has trained before: `Training` on the digits, given its predecessor.
 """
@@ -45,8 +46,8 @@ TRAINING_IMAGES, VALIDATION_IMAGES = 47_500, 2_500
 BATCHES_TIMED = 8
 HYPER_PARAMETERS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 1e-4}
 
-# What takes a pass, of training or evaluation.
-Passes = tuple[Callable[[], Any], Callable[[], Any]]
+# What takes a pass, of training or evaluation, and gives the CPU seconds that it took.
+Passes = tuple[Callable[[], float], Callable[[], float]]
 
 
 class PlainAdamSRT(Optimizer):
@@ -85,19 +86,21 @@ def inner(x: Tensor, y: Tensor, dims: tuple[int, ...]) -> Tensor:
     return product.sum(dims, keepdim=True).expand_as(x) if dims else product
 
 
-def published(name: str, num_images: int, *, with_adam: bool = False) -> Passes:
+def published(name: str, num_images: int, *, with_adam: bool = False, num_workers: int = 1) -> Passes:
     """Give the passes of the published loop."""
     model = seeded_model(name)
     groups = [{"params": model.conv_params(), "channel_wise": True}, {"params": model.other_params()}]
     optimizer = Adam(model.parameters(), **HYPER_PARAMETERS) if with_adam else PlainAdamSRT(groups, **HYPER_PARAMETERS)
     pictures = PILImages(np.ascontiguousarray(random_pixels(num_images).transpose(0, 2, 3, 1)))
-    batches = DataLoader(pictures, batch_size=BATCH_SIZE, shuffle=True)
-    in_order = DataLoader(pictures, batch_size=PUBLISHED_EVALUATION_BATCH_SIZE)
+    batches = DataLoader(pictures, batch_size=BATCH_SIZE, shuffle=True, num_workers=num_workers)
+    in_order = DataLoader(pictures, batch_size=PUBLISHED_EVALUATION_BATCH_SIZE, num_workers=num_workers)
 
-    def train() -> None:
+    def train() -> float:
         model.train()
         loss_sum, correct = 0.0, 0.0
+        clock = Clock()
         for images, labels in batches:
+            clock.batch_is_there()
             optimizer.zero_grad()
             logits = model(images)
             loss = functional.cross_entropy(logits, labels)
@@ -105,14 +108,20 @@ def published(name: str, num_images: int, *, with_adam: bool = False) -> Passes:
             optimizer.step()
             loss_sum += loss.item()
             correct += (logits.argmax(1) == labels).sum().item()
+            clock.step_is_done()
+        return clock.seconds
 
     @torch.no_grad()
-    def validate() -> None:
+    def validate() -> float:
         model.eval()
+        clock = Clock()
         for images, labels in in_order:
+            clock.batch_is_there()
             logits = model(images)
             functional.cross_entropy(logits, labels).item()
             (logits.argmax(1) == labels).sum().item()
+            clock.step_is_done()
+        return clock.seconds
 
     return train, validate
 
@@ -133,9 +142,42 @@ def ours(
     in_order = ImageLoader(image_set, table, batch_size=evaluation_batch_size("cpu", BATCH_SIZE, 32))
     step = TrainStep(model, optimizer, precision=precision, memory_format=memory_format)
     return (
-        lambda: train_epoch(model, optimizer, batches, step=step),
-        lambda: evaluate(model, in_order, precision=precision, memory_format=memory_format),
+        lambda: cpu_seconds(lambda: train_epoch(model, optimizer, batches, step=step)),
+        lambda: cpu_seconds(lambda: evaluate(model, in_order, precision=precision, memory_format=memory_format)),
     )
+
+
+class Clock:
+    """CPU seconds of a pass in this process and its data worker, if any, whose start and end do not count."""
+
+    def __init__(self) -> None:
+        self._start_s, self._worker_start_s = time.process_time(), 0.0
+        self._batches = 0
+
+    def batch_is_there(self) -> None:
+        if self._batches == 0 and multiprocessing.active_children():
+            self._start_s, self._worker_start_s = time.process_time(), worker_cpu_seconds()
+        self._batches += 1
+
+    def step_is_done(self) -> None:
+        self._own_s = time.process_time() - self._start_s
+        self._worker_s = worker_cpu_seconds() - self._worker_start_s
+
+    @property
+    def seconds(self) -> float:
+        return self._own_s + self._worker_s * self._batches / (self._batches - 1)  # its first batch was there before
+
+
+def worker_cpu_seconds() -> float:
+    """Give the CPU time of the processes that this one has started, while they run (Linux)."""
+    clocks = ((~child.pid << 3) | 2 for child in multiprocessing.active_children() if child.pid)  # see clock_getres(2)
+    return sum(time.clock_gettime(clock) for clock in clocks)
+
+
+def cpu_seconds(take: Callable[[], Any]) -> float:
+    start_s = time.process_time()
+    take()
+    return time.process_time() - start_s
 
 
 def seeded_model(name: str) -> Any:
@@ -151,6 +193,7 @@ def random_pixels(num_images: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 Build = Callable[..., Passes]
 ARMS: dict[str, tuple[Build, dict[str, Any]]] = {
     "published loop": (published, {}),
+    "published loop without a worker": (published, {"num_workers": 0}),
     "published loop, torch's Adam": (published, {"with_adam": True}),
     "adamsrt, contiguous": (ours, {"channels_last": False, "keeps_memory": False}),
     "adamsrt, channels_last": (ours, {"keeps_memory": False}),
@@ -165,24 +208,18 @@ def serve(turns: Connection, arm: str, model: str, num_images: int) -> None:
     build, options = ARMS[arm]
     passes = build(model, num_images, **options)
     while turns.recv():
-        turns.send([cpu_seconds(take) / num_images for take in passes])
-
-
-def cpu_seconds(take: Callable[[], Any]) -> float:
-    start_s = time.process_time()
-    take()
-    return time.process_time() - start_s
+        turns.send([take() / num_images for take in passes])
 
 
 def measure(model: str, num_images: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Give the seconds per image of training and evaluation, of every arm in every round, after one round unseen."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
     processes = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         turns = {}
         for name in ARMS:
             turns[name], theirs = processes.Pipe()
-            process = processes.Process(target=serve, args=(theirs, name, model, num_images), daemon=True)
+            process = processes.Process(target=serve, args=(theirs, name, model, num_images))
             process.start()
             stack.callback(process.join)
             stack.callback(turns[name].send, False)
@@ -191,8 +228,8 @@ def measure(model: str, num_images: int, rounds: int) -> dict[str, list[tuple[fl
                 turn.send(True)
                 train_s, validate_s = turn.recv()
                 if not first:
-                    seconds[name].append((train_s, validate_s))
-    return seconds
+                    measured[name].append((train_s, validate_s))
+    return measured
 
 
 def trial_starts(name: str, rounds: int) -> list[float]:
@@ -207,16 +244,16 @@ def trial_starts(name: str, rounds: int) -> list[float]:
     return milliseconds
 
 
-def render(seconds: dict[str, list[tuple[float, float]]]) -> str:
+def render(measured: dict[str, list[tuple[float, float]]]) -> str:
     """Render a Markdown table of speeds relative to the first arm."""
-    peer = next(iter(seconds.values()))
+    peer = next(iter(measured.values()))
     lines = [
         render_row(
             ["loop", "images / s", "training, times as fast", "evaluation, times as fast", "epoch, times as fast"]
         ),
         "|---" * 5 + "|",
     ]
-    for name, values in seconds.items():
+    for name, values in measured.items():
         parts = [[a[part] / b[part] for a, b in zip(peer, values, strict=True)] for part in range(2)]
         epochs = [epoch_seconds(*a) / epoch_seconds(*b) for a, b in zip(peer, values, strict=True)]
         rate = TRAINING_IMAGES / statistics.median(epoch_seconds(*each) for each in values)
@@ -232,13 +269,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=("resnet20",))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=BATCHES_TIMED, help="of 128 images, of each pass")
+    parser.add_argument("--batches", type=int, default=BATCHES_TIMED, help="of 128 images, of each pass, 8 or more")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, batches of {BATCH_SIZE}, n = {arguments.rounds} rounds")
     for model in arguments.models:
-        seconds = measure(model, arguments.batches * BATCH_SIZE, arguments.rounds)
-        print(f"\n{model}\n\n{render(seconds)}", flush=True)
+        measured = measure(model, arguments.batches * BATCH_SIZE, arguments.rounds)
+        print(f"\n{model}\n\n{render(measured)}", flush=True)
     keep_freed_memory()
     for model in arguments.models:
         if model != "vgg16":  # too deep for the digits

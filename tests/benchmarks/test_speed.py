@@ -10,7 +10,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from benchmarks import fused_launch
 from benchmarks.optimizer_step import MODELS, OURS
-from benchmarks.trial_start import seconds_beyond_epochs
+from benchmarks.trial_start import render, seconds_beyond_training
 
 pytest.importorskip("triton")
 
@@ -50,4 +50,10 @@ def test_the_time_between_trials_without_that_of_their_epochs(tmp_path):
         trial = optuna.trial.create_trial(value=0.0, user_attrs=epochs)
         trial.datetime_start = begun + timedelta(seconds=start_s)
         study.add_trial(trial)
-    assert seconds_beyond_epochs(tmp_path / "optuna.journal") == pytest.approx([0.5, 0.75])
+    assert seconds_beyond_training(tmp_path / "optuna.journal") == pytest.approx([0.5, 0.75])
+
+
+def test_what_goes_with_a_trial_apart_from_what_goes_with_its_epochs():
+    assert render([29.0, 30.0, 31.0], [50.0]) == (
+        "20 [20, 20] ms a trial, 10 ms an epoch beside training and validation, n = 3 trials of 1 epoch and 1 of 3"
+    )
