@@ -100,25 +100,22 @@ def transport_(m: Tensor, x_new: Tensor, M: Tensor, N: Tensor, eps: float = 0.0)
     m.mul_(N / denominator).addcmul_(x_new, M / denominator, value=-1)
 
 
-def project_to_sphere_(x: Tensor, dims: tuple[int, ...]) -> None:
-    """Scale every group to norm 1 in place; a group of zeros stays zero."""
-    norm = inner(x, x, dims).sqrt_()
-    x.div_(norm.clamp_min_(torch.finfo(norm.dtype).tiny))
-
-
-def follow_geodesic_(y: Tensor, m: Tensor, scale: Tensor, dims: tuple[int, ...]) -> None:
-    """Move y by D = -scale m along the unit sphere, and m with it, both in place.
+def follow_geodesic_(x: Tensor, m: Tensor, scale: Tensor, dims: tuple[int, ...], norm: Tensor | float = 1.0) -> None:
+    """Move y = x / norm by D = -scale m along the unit sphere, and m with it, both in place.
 
     The exponential map y cos|D| + (D / |D|) sin|D| and the exact parallel transport of m along D. As D is parallel to
     m, the transport turns m in the plane of y and m: m cos|D| + |m| y sin|D|.
 
     Args:
-        y, m: point with norm 1 and tangent vector (<y, m> = 0) per group, of one shape.
+        x, m: point and tangent vector (<x, m> = 0) per group, of one shape; x lies on the unit sphere afterwards.
         scale: one non-negative value per group.
+        norm: |x|, one value per group.
     Source: arXiv:1709.09603.
     """
     length = inner(m, m, dims).sqrt_()
     cos, sin = torch.cos(scale * length), torch.sin(scale * length)
-    turned = y * (length * sin)
-    y.mul_(cos).addcmul_(m, sin / length.clamp_min(torch.finfo(length.dtype).tiny), value=-1)
+    turned = x * (length * sin / norm)
+    move = x * (cos / norm - 1)  # of the size of the step: x itself is rounded once, when it is added
+    move.addcmul_(m, sin / length.clamp_min(torch.finfo(length.dtype).tiny), value=-1)
+    x.add_(move)
     m.mul_(cos).add_(turned)

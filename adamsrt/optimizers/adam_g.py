@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamsrt.geometry import follow_geodesic_, inner, project_to_sphere_
+from adamsrt.geometry import follow_geodesic_, inner
 from adamsrt.optimizers.adam import AdamLike
 from adamsrt.optimizers.base import Number
 from adamsrt.optimizers.blocks import Block
@@ -40,12 +40,14 @@ def adam_g_step_(
     Source: arXiv:1709.09603.
     """
     beta1, beta2 = betas
-    project_to_sphere_(x, dims)
-    h = grad.addcmul(x, inner(x, grad, dims).to(x.dtype), value=-1)  # the part of grad that is tangent at x
+    norm, factor = _norm_and_factor(inner(x, x, dims).sqrt_())
+    x.mul_(factor)
+    along = inner(x, grad, dims).div_(norm).div_(norm)
+    h = grad.addcmul(x, along.to(x.dtype), value=-1)  # the part of grad that is tangent at x
     exp_avg.lerp_(h, 1 - beta1)
     exp_avg_sq.mul_(beta2).add_(inner(h, h, dims), alpha=1 - beta2)
     scale = lr / (1 - beta1**step) / (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
-    follow_geodesic_(x, exp_avg, scale, dims)
+    follow_geodesic_(x, exp_avg, scale, dims, norm)
 
 
 def adam_g_block_step_(block: Block, *, step: Number, lr: Number, betas: tuple[float, float], eps: float) -> None:
@@ -53,9 +55,9 @@ def adam_g_block_step_(block: Block, *, step: Number, lr: Number, betas: tuple[f
     beta1, beta2 = betas
     xs, ms, grads, split = block.xs, block.ms, block.grads(), block.split
     tiny = torch.finfo(xs[0].dtype).tiny
-    # The point on the sphere is x / norm; x itself is scaled at the end, which saves a pass. Norms below the bound are
-    # those of zeros, as smaller squares underflow; a quotient by the bound does not overflow.
-    norm = block.norms(xs).clamp_min_(tiny**0.5)
+    norm, factor = _norm_and_factor(block.norms(xs))
+    if not factor.is_cpu or not bool((factor == 1).all()):  # after the first step, a pass saved
+        torch._foreach_mul_(xs, split(factor))
     along = split(block.products(xs, grads).div_(norm).div_(norm))
     for grad, x, inner_product, scratch in zip(grads, xs, along, block.scratch, strict=True):
         torch.addcmul(grad, x, inner_product, value=-1, out=scratch)  # the part of grad that is tangent at x
@@ -65,13 +67,25 @@ def adam_g_block_step_(block: Block, *, step: Number, lr: Number, betas: tuple[f
     length = block.norms(ms)
     angle = (length / (v / (1 - beta2**step)).sqrt_().add_(eps)).mul_(lr / (1 - beta1**step))
     cos, sin = torch.cos(angle), torch.sin(angle)
-    turned = split(length * sin / norm)
-    for x, turn, scratch in zip(xs, turned, block.scratch, strict=True):
-        torch.mul(x, turn, out=scratch)
-    torch._foreach_mul_(xs, split(cos / norm))
-    torch._foreach_addcmul_(xs, ms, split(sin.div_(length.clamp_min_(tiny))), value=-1)
-    for m, shrink, scratch in zip(ms, split(cos), block.scratch, strict=True):
-        torch.addcmul(scratch, m, shrink, out=m)
+    # The new momentum goes to the scratch, and how x moves, which is of the size of the step, to the place of the old
+    # one, so that x is rounded once.
+    for m, x, shrink, turn, scratch in zip(ms, xs, split(cos), split(length * sin / norm), block.scratch, strict=True):
+        torch.mul(m, shrink, out=scratch).addcmul_(x, turn)
+    torch._foreach_mul_(ms, split(sin.div_(length.clamp_min_(tiny)).neg_()))
+    torch._foreach_addcmul_(ms, xs, split(cos / norm - 1))
+    torch._foreach_add_(xs, ms)
+    torch._foreach_copy_(ms, block.scratch)
+
+
+def _norm_and_factor(norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Give what brings weights of these norms near the unit sphere, and their norms there, from which a step corrects.
+
+    The factor is exactly 1 near the sphere, where weights are after their first step: they are not rounded by it.
+    """
+    # Norms below the bound are those of zeros, as smaller squares underflow; a quotient by it does not overflow.
+    norm = norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
+    factor = torch.where((norm - 1).abs() < 1e-3, 1.0, 1 / norm)
+    return norm * factor, factor
 
 
 class AdamG(AdamLike):
