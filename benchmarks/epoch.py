@@ -1,16 +1,19 @@
-"""Time of an epoch relative to the published loop, on one core.
+"""Time of an epoch relative to the published loop, on one core and on all.
 
-    .venv/bin/python -m benchmarks.epoch                                # ResNet20 in batches of 128, about 5 minutes
-    .venv/bin/python -m benchmarks.epoch --models resnet18 --rounds 3
+    .venv/bin/python -m benchmarks.epoch                                # ResNet20 in batches of 128, about 8 minutes
+    .venv/bin/python -m benchmarks.epoch --models resnet18 --rounds 3 --threads 1
 
 The published loop, written for this comparison: the PIL pipeline of `benchmarks.data_loading` with its one worker
 process, a model in torch's default memory format, AdamSRT as its formulas read, one tensor and one operation after
 another, `.item()` on loss and number of correct images after every step, evaluation in batches of 512. Ours is what
-`training_example.py` and the workers of a search do. All work on random images of the size of CIFAR-10, each with one
-thread in a process of its own, and take turns in every round. An epoch is 47,500 images to train on and 2,500 to
-validate, its time computed from that of a few batches of each; CPU time of the process and its data worker, which
-others on the machine disturb less than the clock: what one core needs. Starting and ending the worker does not count. A
-ratio is that of two arms in one round; median [quartiles] over the rounds.
+`training_example.py` and the workers of a search do. All work on random images of the size of CIFAR-10, each in a
+process of its own, and take turns in every round. An epoch is 47,500 images to train on and 2,500 to validate, its time
+computed from that of a few batches of each.
+
+With one thread, time is CPU time of the process and its data worker: what one core needs, which others on the machine
+disturb less than the clock. With more threads (default: 1, then one per core) it is the clock, and the worker has
+no core of its own. Starting and ending the worker does not count. A ratio is that of two arms in one round; median
+[quartiles] over the rounds.
 
 At the end, the start of a trial in a process that has trained before: `Training` on the digits, given its predecessor.
 """
@@ -46,7 +49,7 @@ TRAINING_IMAGES, VALIDATION_IMAGES = 47_500, 2_500
 BATCHES_TIMED = 8
 HYPER_PARAMETERS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 1e-4}
 
-# What takes a pass, of training or evaluation, and gives the CPU seconds that it took.
+# What takes a pass, of training or evaluation, and gives the seconds that it took.
 Passes = tuple[Callable[[], float], Callable[[], float]]
 
 
@@ -142,42 +145,43 @@ def ours(
     in_order = ImageLoader(image_set, table, batch_size=evaluation_batch_size("cpu", BATCH_SIZE, 32))
     step = TrainStep(model, optimizer, precision=precision, memory_format=memory_format)
     return (
-        lambda: cpu_seconds(lambda: train_epoch(model, optimizer, batches, step=step)),
-        lambda: cpu_seconds(lambda: evaluate(model, in_order, precision=precision, memory_format=memory_format)),
+        lambda: seconds_of(lambda: train_epoch(model, optimizer, batches, step=step)),
+        lambda: seconds_of(lambda: evaluate(model, in_order, precision=precision, memory_format=memory_format)),
     )
 
 
 class Clock:
-    """CPU seconds of a pass in this process and its data worker, if any, whose start and end do not count."""
+    """Seconds of a pass in this process and its data worker, if any, whose start and end do not count."""
 
     def __init__(self) -> None:
-        self._start_s, self._worker_start_s = time.process_time(), 0.0
+        self._starts_s = seconds()
         self._batches = 0
 
     def batch_is_there(self) -> None:
         if self._batches == 0 and multiprocessing.active_children():
-            self._start_s, self._worker_start_s = time.process_time(), worker_cpu_seconds()
+            self._starts_s = seconds()
         self._batches += 1
 
     def step_is_done(self) -> None:
-        self._own_s = time.process_time() - self._start_s
-        self._worker_s = worker_cpu_seconds() - self._worker_start_s
+        self._own_s, self._worker_s = (now - start for now, start in zip(seconds(), self._starts_s, strict=True))
 
     @property
     def seconds(self) -> float:
         return self._own_s + self._worker_s * self._batches / (self._batches - 1)  # its first batch was there before
 
 
-def worker_cpu_seconds() -> float:
-    """Give the CPU time of the processes that this one has started, while they run (Linux)."""
+def seconds() -> tuple[float, float]:
+    """Give the CPU time of this process and that of the running ones it started (Linux); with threads the clock, 0."""
+    if torch.get_num_threads() > 1:
+        return time.perf_counter(), 0.0
     clocks = ((~child.pid << 3) | 2 for child in multiprocessing.active_children() if child.pid)  # see clock_getres(2)
-    return sum(time.clock_gettime(clock) for clock in clocks)
+    return time.process_time(), sum(time.clock_gettime(clock) for clock in clocks)
 
 
-def cpu_seconds(take: Callable[[], Any]) -> float:
-    start_s = time.process_time()
+def seconds_of(take: Callable[[], Any]) -> float:
+    start_s, _ = seconds()
     take()
-    return time.process_time() - start_s
+    return seconds()[0] - start_s
 
 
 def seeded_model(name: str) -> Any:
@@ -202,16 +206,16 @@ ARMS: dict[str, tuple[Build, dict[str, Any]]] = {
 }
 
 
-def serve(turns: Connection, arm: str, model: str, num_images: int) -> None:
-    """Be an arm's process: take both passes at every turn, and send the CPU seconds per image of each."""
-    torch.set_num_threads(1)
+def serve(turns: Connection, arm: str, model: str, num_images: int, threads: int) -> None:
+    """Be an arm's process: take both passes at every turn, and send the seconds per image of each."""
+    torch.set_num_threads(threads)
     build, options = ARMS[arm]
     passes = build(model, num_images, **options)
     while turns.recv():
         turns.send([take() / num_images for take in passes])
 
 
-def measure(model: str, num_images: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measure(model: str, num_images: int, threads: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Give the seconds per image of training and evaluation, of every arm in every round, after one round unseen."""
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
     processes = multiprocessing.get_context("spawn")
@@ -219,7 +223,7 @@ def measure(model: str, num_images: int, rounds: int) -> dict[str, list[tuple[fl
         turns = {}
         for name in ARMS:
             turns[name], theirs = processes.Pipe()
-            process = processes.Process(target=serve, args=(theirs, name, model, num_images))
+            process = processes.Process(target=serve, args=(theirs, name, model, num_images, threads))
             process.start()
             stack.callback(process.join)
             stack.callback(turns[name].send, False)
@@ -270,12 +274,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=("resnet20",))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=BATCHES_TIMED, help="of 128 images, of each pass, 8 or more")
+    all_threads = sorted({1, torch.get_num_threads()})
+    parser.add_argument("--threads", nargs="+", type=int, default=all_threads, help="of torch; 1: CPU time, else clock")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread, batches of {BATCH_SIZE}, n = {arguments.rounds} rounds")
+    print(f"torch {torch.__version__}, batches of {BATCH_SIZE}, n = {arguments.rounds} rounds")
     for model in arguments.models:
-        measured = measure(model, arguments.batches * BATCH_SIZE, arguments.rounds)
-        print(f"\n{model}\n\n{render(measured)}", flush=True)
+        for threads in arguments.threads:
+            measured = measure(model, arguments.batches * BATCH_SIZE, threads, arguments.rounds)
+            print(f"\n{model}, {'CPU time of one thread' if threads == 1 else f'{threads} threads, by the clock'}\n")
+            print(render(measured), flush=True)
+    torch.set_num_threads(1)
     keep_freed_memory()
     for model in arguments.models:
         if model != "vgg16":  # too deep for the digits
