@@ -1,5 +1,6 @@
 """Capture of what is launched on a GPU as a CUDA graph, in a process whose other threads go on with their work."""
 
+import contextlib
 import threading
 import warnings
 from collections.abc import Callable
@@ -48,9 +49,28 @@ def capture(stream: torch.cuda.Stream, take: Callable[[], T], *, make_room: bool
         cause = _cause(error)
         if isinstance(cause, torch.OutOfMemoryError):  # a step without a graph takes no less
             raise cause from None
+        mend(stream)
         warnings.warn(f"training goes on without a CUDA graph ({_first_line(cause)})", stacklevel=3)
         return None
     return graph, result
+
+
+def no_capture() -> contextlib.AbstractContextManager[Any]:
+    """Have captures of other threads wait while this is open: for what waits for the device, which would break them."""
+    return _one_at_a_time
+
+
+def mend(stream: torch.cuda.Stream) -> None:
+    """Make the device's random numbers work again after a failed capture, by one of nothing.
+
+    Up to torch 2.11 at least the generator is left as in a capture, and draws nothing outside of one.
+    """
+    graph: Any = torch.cuda.CUDAGraph()
+    with contextlib.suppress(RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the graph is empty
+        with _one_at_a_time, torch.cuda.device(stream.device), torch.cuda.stream(stream):
+            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_end()
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adamsrt.capture import Aside, Graph, capture
+from adamsrt.capture import Aside, Graph, capture, no_capture
 from adamsrt.epoch import Totals, TrainStep
 from adamsrt.optimizers.base import GroupedOptimizer
 
@@ -90,9 +90,7 @@ class GraphedStep:
 
     def _begin_with(self, optimizer: Optimizer) -> None:
         self._step.optimizer = optimizer
-        for group in optimizer.param_groups:
-            if "capturable" in group:
-                group["capturable"] = True
+        make_capturable(optimizer)
         self._begin()
         self.forget()
 
@@ -127,12 +125,15 @@ class GraphedStep:
         return self._works and has_a_place and self._steps_of_size[size] >= WARM_UP_STEPS
 
     def _without_graph(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        is_first = not self._steps_of_size
         self._steps_of_size[len(labels)] += 1
         self._steps_before_update -= 1
         self._has_its_gradients = False  # a backward pass makes new ones
         if not self._works:
             return self._step(images, labels)
-        return self._warm_up(images.device, lambda: self._step(images, labels))
+        # In a thread's first step libraries set themselves up for it, which may wait for the device.
+        with no_capture() if is_first else contextlib.nullcontext():
+            return self._warm_up(images.device, lambda: self._step(images, labels))
 
     def _take_update(self, device: torch.device) -> None:
         """Take the optimizer's step on the gradients of the passes."""
@@ -224,6 +225,20 @@ class GraphedStep:
         return capture(self._aside.stream(device), take, make_room=make_room)
 
 
+def make_capturable(optimizer: Optimizer) -> None:
+    """Set the options by which a step can be captured, and is a few launches; before the first step.
+
+    Where torch's own optimizers are left to choose they take foreach, which raises beta to the number of the step in a
+    launch for each parameter if it is to be captured.
+    """
+    is_ours = isinstance(optimizer, GroupedOptimizer)
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+        if not is_ours and "fused" in group and group["fused"] is None and group["foreach"] is None:
+            group["fused"] = True
+
+
 def lr_on_device(optimizer: Optimizer, group: dict[str, Any], device: torch.device) -> Tensor | None:
     """Put a group's learning rate where a graph of torch's own optimizer reads it; None where it reads numbers only.
 
@@ -231,4 +246,4 @@ def lr_on_device(optimizer: Optimizer, group: dict[str, Any], device: torch.devi
     """
     if isinstance(optimizer, GroupedOptimizer) or "capturable" not in group:
         return None
-    return torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+    return torch.full((), float(group["lr"]), dtype=torch.float32, device=device)  # waits for nothing

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from adamsrt.capture import mend
+
 WARM_UP_STEPS = 3
 
 
@@ -61,8 +63,12 @@ class Device:
                 take()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            take()
+        try:
+            with torch.cuda.graph(graph):
+                take()
+        except RuntimeError:
+            mend(stream)
+            raise
 
         def replay(keep_alive: Any = take) -> None:  # with the tensors that the graph reads and writes
             graph.replay()

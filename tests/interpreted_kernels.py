@@ -2,14 +2,14 @@
 
 A process of its own, started with TRITON_INTERPRET=1, because Triton reads that when it is imported:
 
-    TRITON_INTERPRET=1 python interpreted_kernels.py reference adamsrt float32 [capturable]
+    TRITON_INTERPRET=1 python interpreted_kernels.py reference adamsrt float32 [capturable] [short]
     TRITON_INTERPRET=1 python interpreted_kernels.py replay adamsrt
 
 `reference` follows the formulas for 50 steps, and prints the largest error. `replay` records the launches of a step, as
 a CUDA graph does, and has them serve a second training; it prints the largest difference to a newly built optimizer
 without options written to the device, which must be seen, and with them, which must be 0.
 
-Every kind of row goes into one launch, and so do tensors of single elements.
+Every kind of row goes into one launch, and so do tensors of single elements; with `short` all rows are short.
 """
 
 import sys
@@ -183,6 +183,8 @@ def replay(name: str) -> tuple[float, float]:
 
 if __name__ == "__main__":
     what, name, *options = sys.argv[1:]
+    if "short" in options:
+        TENSORS[1], TENSORS[2] = ((2, 16), TENSORS[1][1]), ((1, 3, 5), TENSORS[2][1])  # the second is not aligned
     if what == "reference":
         print(follow_the_reference(name, getattr(torch, options[0]), "capturable" in options))
     else:

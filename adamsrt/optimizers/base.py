@@ -92,7 +92,7 @@ class GroupedOptimizer(RestartableOptimizer):
         for update, blocks in self._blocks_of(plan):
             self._step_blocks(update, blocks)
         for fused_step in self._fused_steps_of(plan):
-            fused_step()
+            fused_step(plan.grads, plan.steps)
         plan.let_go()
         return loss
 
@@ -203,14 +203,14 @@ class GroupedOptimizer(RestartableOptimizer):
         if plan.fused_steps is None:
             if plan.fused and is_captured():
                 raise RuntimeError("a step must be taken before it is captured in a graph; warm up, then capture")
-            plan.fused_steps = [self._new_fused_step(updates) for updates in plan.fused]
+            plan.fused_steps = [self._new_fused_step(updates, plan) for updates in plan.fused]
         return plan.fused_steps
 
-    def _new_fused_step(self, updates: list[Update]) -> "FusedStep":
+    def _new_fused_step(self, updates: list[Update], plan: Plan) -> "FusedStep":
         from adamsrt.optimizers.fused import FusedStep  # needs Triton
 
         kernels, counts = (self.KERNEL, self.KERNEL_OF_ELEMENTS), self.SECOND_MOMENT is not None
-        return FusedStep(updates, kernels, counts=counts, numbers_of=self.numbers_of)
+        return FusedStep(updates, plan, kernels, counts=counts, numbers_of=self.numbers_of)
 
     # What a subclass defines. `rows` are groups of several elements, `elements` are groups of one; every function
     # changes weights and state in place and leaves the gradient. step: 1 at the first. step, lr: 0-dim tensors in

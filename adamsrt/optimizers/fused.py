@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adamsrt.optimizers import launch
 from adamsrt.optimizers.kernels import common
+from adamsrt.optimizers.plan import Plan
 from adamsrt.optimizers.update import Update
 from adamsrt.optimizers.ways import is_captured
 
@@ -26,11 +27,16 @@ _read_by_graphs: list[Tensor] = []
 
 @dataclass
 class _Table:
-    """A table on the device, and what it is for: gradients, steps as `_steps_of` gives them, the stream of its copy."""
+    """A table on the device, and what it is for.
+
+    Args:
+        addresses: of the gradients. stream: that of its copy.
+        counters: the numbers of the steps to take next, or the addresses of the counters that the device counts in.
+    """
 
     table: Tensor
     addresses: list[int]
-    steps: list[int]
+    counters: list[Any]
     stream: Any
 
 
@@ -44,7 +50,8 @@ class FusedStep:
     step reads what was written last; a learning rate that is a tensor on the device is copied at each replay.
 
     Args:
-        updates: in any order.
+        updates: those of `plan` to take, in any order.
+        plan: whose gradients and numbers of steps each step is given.
         kernels: the names of those for rows and for elements.
         counts: whether the formulas know the number of the step.
         numbers_of: gives the numbers of a parameter group in the order of the kernels, without the learning rate.
@@ -53,6 +60,7 @@ class FusedStep:
     def __init__(
         self,
         updates: list[Update],
+        plan: Plan,
         kernels: tuple[str, str],
         *,
         counts: bool,
@@ -60,9 +68,11 @@ class FusedStep:
     ) -> None:
         rows, elements = ([each for each in updates if (each.size == 1) == is_one] for is_one in (False, True))
         self._updates = rows + elements
+        self._places = _places_in(plan.updates, self._updates)
         self._counts, self._numbers_of = counts, numbers_of
         self._dtype, self._device = updates[0].x.dtype, updates[0].x.device
         self._counts_on_device = updates[0].counts_on_device
+        self._places_of_steps = [] if self._counts_on_device else _places_in(plan.on_cpu, self._updates)
         groups = {id(update.group): update.group for update in updates}
         self._groups = list(groups.values())
         lines = {key: line for line, key in enumerate(groups)}
@@ -73,9 +83,13 @@ class FusedStep:
                 for update, first in zip(members, _firsts(members), strict=True)
             ]
         )
+        are_short = bool(rows) and max(update.size for update in rows) <= launch.SHORT
         self._launches = [
-            (kernel, _tensor_of_program(members, first).to(self._device))
-            for kernel, members, first in zip(kernels, (rows, elements), (0, len(rows)), strict=True)
+            (kernel, _tensor_of_program(members, first).to(self._device), is_short)
+            for kernel, members, first, is_short in (
+                (kernels[0], rows, 0, are_short),
+                (kernels[1], elements, len(rows), False),
+            )
             if members
         ]
         self._numbers = torch.zeros(len(groups), NUMBERS, dtype=torch.float64, device=self._device)
@@ -84,16 +98,16 @@ class FusedStep:
         self._last: _Table | None = None
         self._for_capture: Tensor | None = None
 
-    def __call__(self) -> None:
-        """Take the step."""
+    def __call__(self, grads: list[Tensor], steps: list[float]) -> None:
+        """Take the step, given gradients and numbers of steps of the plan."""
         self.write()
-        grads = [
-            update.grad if update.grad.stride() == stride else update.grad_rows()  # a copy has to last until the launch
-            for update, stride in zip(self._updates, self._strides, strict=True)
-        ]
-        table = self._table_for(grads)
+        grads = [grads[place] for place in self._places]
+        if list(map(Tensor.stride, grads)) != self._strides:
+            # copies have to last until the launch
+            grads = [update.rows_of(grad) for update, grad in zip(self._updates, grads, strict=True)]
+        table = self._table_for(grads, steps)
         if is_captured():
-            _read_by_graphs.extend((table, self._numbers, *(tensors for _, tensors in self._launches)))
+            _read_by_graphs.extend((table, self._numbers, *(each[1] for each in self._launches)))
         try:
             self._launch(table)
         except BaseException:  # an interrupt as well: how far the table's steps are counted is not known
@@ -107,18 +121,20 @@ class FusedStep:
             RuntimeError as `write`.
         """
         self.write()
+        if not self._counts_on_device:
+            return
         grads = [update.x.grad for update in self._updates]
-        if self._counts_on_device and all(
-            grad is not None and grad.stride() == stride for grad, stride in zip(grads, self._strides, strict=True)
-        ):
-            self._table_for([grad for grad in grads if grad is not None])
+        rows = [update.rows_of(grad) for update, grad in zip(self._updates, grads, strict=True) if grad is not None]
+        if list(map(Tensor.data_ptr, rows)) == [None if grad is None else grad.data_ptr() for grad in grads]:
+            self._table_for(rows, [])  # a copy would be another one in the capture
 
     def _launch(self, table: Tensor) -> None:
         """Do what a graph replays, but for the copies."""
-        if self._counts:
-            launch.count(table, self._numbers, on_device=self._counts_on_device)
-        for kernel, tensor_of_program in self._launches:
-            launch.update(kernel, table, self._numbers, tensor_of_program, self._dtype)
+        with launch.on_device_of(table):
+            if self._counts:
+                launch.count(table, self._numbers, on_device=self._counts_on_device)
+            for kernel, tensor_of_program, is_short in self._launches:
+                launch.update(kernel, table, self._numbers, tensor_of_program, self._dtype, is_short=is_short)
 
     def write(self) -> None:
         """Copy the numbers to the device where they have changed, after all that this stream does until here.
@@ -151,38 +167,41 @@ class FusedStep:
         lr = group["lr"]
         return lr if group["capturable"] and isinstance(lr, Tensor) and lr.device == self._device else None
 
-    def _table_for(self, grads: list[Tensor]) -> Tensor:
+    def _table_for(self, grads: list[Tensor], steps: list[float]) -> Tensor:
         """Give the table on the device: the one of the last step if it holds, else a new one; waits for nothing."""
-        addresses = [grad.data_ptr() for grad in grads]
-        steps = self._steps_of()
+        addresses, counters = list(map(Tensor.data_ptr, grads)), self._counters(steps)
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         if self._last is not None:
             # Its memory is freed for the stream that it was made on; a graph keeps it for ever.
             holds = addresses == self._last.addresses and (stream == self._last.stream or is_captured())
-            if holds and steps == (self._last.steps if self._counts_on_device else [k + 1 for k in self._last.steps]):
-                self._last.steps = steps
+            if holds and counters == self._last.counters:
+                self._last.counters = self._next(counters)
                 return self._last.table
         self._last = None
-        table = self._send(self._table_of(addresses, steps))
+        table = self._send(self._table_of(addresses, counters))
         if not is_captured():
-            self._last = _Table(table, addresses, steps, stream)
+            self._last = _Table(table, addresses, self._next(counters), stream)
         return table
 
-    def _steps_of(self) -> list[int]:
+    def _counters(self, steps: list[float]) -> list[Any]:
         """Give what the kernel counts with: the addresses of the counters, or the numbers of the steps to take."""
         if not self._counts:
             return []
         if self._counts_on_device:
             return [update.state["step"].data_ptr() for update in self._updates]
-        return [int(update.step) for update in self._updates]
+        return [steps[place] for place in self._places_of_steps]
 
-    def _table_of(self, addresses: list[int], steps: list[int]) -> Tensor:
+    def _next(self, counters: list[Any]) -> list[Any]:
+        """Give the counters of the step that follows."""
+        return counters if self._counts_on_device else [step + 1 for step in counters]
+
+    def _table_of(self, addresses: list[int], counters: list[Any]) -> Tensor:
         """Make the table (tensors, columns) on the host."""
         table = self._fixed.clone()
         table[:, GRAD] = torch.tensor(addresses)
         table[:, IS_ALIGNED] *= table[:, GRAD] % 16 == 0
         if self._counts:  # the device raises the number of steps that were taken
-            table[:, STEP] = torch.tensor(steps) - int(not self._counts_on_device)
+            table[:, STEP] = torch.tensor(list(map(int, counters))) - int(not self._counts_on_device)
         return table
 
     def _send(self, host: Tensor) -> Tensor:
@@ -199,6 +218,11 @@ class FusedStep:
             _read_by_graphs.append(pinned.copy_(host))
             return table.copy_(pinned, non_blocking=True)
         return table.copy_(host.pin_memory(), non_blocking=True)
+
+
+def _places_in(updates: list[Update], members: list[Update]) -> list[int]:
+    places = {id(update): place for place, update in enumerate(updates)}
+    return [places[id(member)] for member in members]
 
 
 def _programs_of(update: Update) -> int:

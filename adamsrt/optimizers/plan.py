@@ -28,6 +28,7 @@ class Plan:
         on_cpu: those whose steps are counted on the CPU, by `share`. on_device: the others.
         blocks: what foreach works on, and an update of each list; None until the steps are known.
         fused_steps: one for each list in `fused`; None before the first step.
+        grads, steps: during a step, the gradients of `updates` and the numbers of steps of `on_cpu`, 1 at the first.
     """
 
     def __init__(
@@ -43,8 +44,13 @@ class Plan:
         self.fused = list(partition(by_way[Way.FUSED], _kind_of_launch).values())
         self.on_device = [update for update in updates if update.counts_on_device]
         self.on_cpu = [update for update in updates if not update.counts_on_device]
+        self._not_fused = [(place, update) for place, update in enumerate(updates) if update.way is not Way.FUSED]
+        self._not_fused_on_cpu = [
+            (place, update) for place, update in enumerate(self.on_cpu) if update.way is not Way.FUSED
+        ]
         self.share: Share | None = None
-        self._steps: list[float] = []
+        self.grads: list[Tensor] = []
+        self.steps: list[float] = []
         self.blocks: list[tuple[Update, list[Block]]] | None = None
         self.fused_steps: list[FusedStep] | None = None
 
@@ -59,7 +65,8 @@ class Plan:
     def holds(self, xs: list[Tensor], grads: list[Tensor], state: Mapping[Tensor, dict[str, Any]]) -> bool:
         """Tell whether a step on these gradients may follow the plan.
 
-        The options of the parameter groups are the caller's to watch.
+        The options of the parameter groups are the caller's to watch. Weights of another shape or dtype have such
+        gradients, or lie elsewhere.
         """
         return (
             _are_the_same(xs, self._xs)
@@ -69,36 +76,37 @@ class Plan:
         )
 
     def _what_it_depends_on(self, grads: list[Tensor]) -> list[list[Any]]:
-        xs = self._xs
-        seen: list[list[Any]] = [
-            [type(grad) for grad in grads],
+        return [
+            list(map(type, grads)),
             [grad.dtype for grad in grads],
             [grad.layout for grad in grads],
-            [x.dtype for x in xs],
-            [x.shape for x in xs],
-            [x.stride() for x in xs],
-            [x.data_ptr() for x in self._weights_in_rows],
+            [grad.shape for grad in grads],
+            list(map(Tensor.stride, self._xs)),
+            list(map(Tensor.data_ptr, self._weights_in_rows)),
+            *(
+                list(map(Tensor.data_ptr, [state.get(name, NO_GRADIENT) for state in self._states_in_rows]))
+                for name in self._names
+            ),
         ]
-        for name in self._names:
-            seen.append([state.get(name, NO_GRADIENT).data_ptr() for state in self._states_in_rows])
-        return seen
 
     def set_steps(self, steps: list[float]) -> None:
         """Set the numbers of steps on the CPU, 1 at the first."""
-        if len(set(map(operator.sub, steps, self._steps))) > 1:
+        if self._not_fused_on_cpu and len(set(map(operator.sub, steps, self.steps))) > 1:
             self.blocks = None  # the members of a block share their step
-        self._steps = steps
-        for update, step in zip(self.on_cpu, steps, strict=True):
-            update.step = step
+        self.steps = steps
+        for place, update in self._not_fused_on_cpu:
+            update.step = steps[place]
 
     def take(self, grads: list[Tensor]) -> None:
         """Take the gradients of a step."""
-        for update, grad in zip(self.updates, grads, strict=True):
-            update.grad = grad
+        self.grads = grads
+        for place, update in self._not_fused:
+            update.grad = grads[place]
 
     def let_go(self) -> None:
         """Drop the gradients, so that their memory is free as soon as the user drops them."""
-        for update in self.updates:
+        self.grads = []
+        for _, update in self._not_fused:
             update.grad = NO_GRADIENT
 
 

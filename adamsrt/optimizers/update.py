@@ -55,8 +55,12 @@ class Update:
 
     def grad_rows(self) -> Tensor:
         """View the gradient in the shape of the rows; a copy where its memory format is not that of x."""
+        return self.rows_of(self.grad)
+
+    def rows_of(self, grad: Tensor) -> Tensor:
+        """View a gradient in the shape of the rows; a copy where its memory format is not that of x."""
         assert self.rows is not None
-        return gradient_rows(self.grad, self.x, self.rows.m)
+        return gradient_rows(grad, self.x, self.rows.m)
 
 
 def options_of(group: dict[str, Any]) -> Hashable:

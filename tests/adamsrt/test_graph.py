@@ -12,11 +12,12 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from adamsrt import capture
 from adamsrt import training as training_module
 from adamsrt.dataloaders import images as images_module
 from adamsrt.dataloaders.images import ImageLoader, ImageSet, look_up, normalization_table
 from adamsrt.epoch import TrainStep, train_epoch
-from adamsrt.graph import WARM_UP_STEPS, GraphedStep, lr_on_device
+from adamsrt.graph import WARM_UP_STEPS, GraphedStep, lr_on_device, make_capturable
 from adamsrt.optimizers import SGDMRT, AdamG, AdamS, AdamSRT
 from adamsrt.optimizers.base import GroupedOptimizer
 from adamsrt.training import Training, TrainingSpec
@@ -29,9 +30,9 @@ OURS = {
     "sgdmrt": lambda model, lr=0.1, **options: SGDMRT(model.parameters(), lr=lr, **{"momentum": 0.9, **options}),
 }
 OPTIMIZERS = OURS | {
-    # capturable throughout, since torch rounds in other ways without
-    "adam": lambda model, lr=0.1: Adam(model.parameters(), lr=lr, capturable=True),
-    "adamw": lambda model, lr=0.1: AdamW(model.parameters(), lr=lr, weight_decay=0.1, capturable=True),
+    # as they are made for a capture, since torch rounds in other ways without
+    "adam": lambda model, lr=0.1: Adam(model.parameters(), lr=lr, capturable=True, fused=True),
+    "adamw": lambda model, lr=0.1: AdamW(model.parameters(), lr=lr, weight_decay=0.1, capturable=True, fused=True),
     "sgd": lambda model, lr=0.1: SGD(model.parameters(), lr=lr, momentum=0.9),  # its graph would hold the learning rate
 }
 
@@ -347,12 +348,25 @@ def test_a_step_of_an_epoch_costs_two_copies_and_two_launches(optimizer, loader_
     assert (counts[0]["passes"], counts[0]["update"], counts[0]["aten.copy_.default"]) == (10, 10, 2 * 10 + 3)
 
 
-@pytest.mark.parametrize("optimizer", [Adam, AdamW, AdamSRT])
-def test_the_optimizer_is_made_capturable(optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "options", "fused"),
+    [
+        (Adam, {}, True),
+        (AdamW, {}, True),
+        (SGD, {}, True),
+        (Adam, {"foreach": True}, None),
+        (Adam, {"foreach": False}, None),
+        (Adam, {"fused": False}, False),
+        (AdamSRT, {}, None),
+    ],
+)
+def test_the_optimizer_is_made_capturable_and_fused_where_the_user_has_not_chosen(optimizer, options, fused):
     model = nn.Linear(2, 2)
-    step = TrainStep(model, optimizer(model.parameters(), lr=0.1))
+    step = TrainStep(model, optimizer(model.parameters(), lr=0.1, **options))
     WithoutGPU(step)
-    assert [group["capturable"] for group in step.optimizer.param_groups] == [True]
+    (group,) = step.optimizer.param_groups
+    assert group.get("capturable", True) is True
+    assert group["fused"] is fused
 
 
 @pytest.mark.parametrize("optimizer", ["adamsrt", "sgdmrt", "adam", "sgd"])
@@ -391,8 +405,7 @@ def test_trainings_one_after_the_other_are_those_without_a_graph(optimizer, monk
 
 def capturable(training: Training) -> Training:
     """Steps round in other ways where they are not, and a training is chaotic."""
-    for group in training.optimizer.param_groups:
-        group |= {"capturable": True} if "capturable" in group else {}
+    make_capturable(training.optimizer)
     return training
 
 
@@ -407,3 +420,16 @@ def test_nothing_is_said_where_all_is_captured():
         graphed = WithoutGPU(build("adam"))
         for index in range(WARM_UP_STEPS + 3):
             graphed(*batch(index))
+
+
+def test_no_other_thread_captures_during_the_first_step_in_which_libraries_set_themselves_up(monkeypatch):
+    held = []
+    warm_up = WithoutGPU._warm_up
+    monkeypatch.setattr(
+        WithoutGPU, "_warm_up", lambda *args: held.append(capture._one_at_a_time.locked()) or warm_up(*args)
+    )
+    model = nn.Linear(2, 2)
+    step = WithoutGPU(TrainStep(model, Adam(model.parameters(), lr=0.1)), batch_size=4)
+    for _ in range(2):
+        step(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
+    assert held == [True, False]

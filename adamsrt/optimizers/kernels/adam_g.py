@@ -113,7 +113,7 @@ def adam_g(
     step_size, root2 = bias_corrected(table, tensor, ACC)
     if is_aligned & (d <= SHORT):
         _adam_g_row(x_row, grad_row, m_row, v_row, d, line, step_size, root2, SHORT, ACC, TINY)
-    elif is_aligned & (d <= LONG):
+    elif (LONG > SHORT) and (is_aligned & (d <= LONG)):
         _adam_g_row(x_row, grad_row, m_row, v_row, d, line, step_size, root2, LONG, ACC, TINY)
     else:
         _adam_g_long_row(x_row, grad_row, m_row, v_row, d, line, step_size, root2, SHORT, ACC, TINY)

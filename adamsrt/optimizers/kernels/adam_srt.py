@@ -125,7 +125,7 @@ def adam_srt(
     step_size, root2 = bias_corrected(table, tensor, ACC)
     if is_aligned & (d <= SHORT):
         _adam_srt_row(x_row, grad_row, m_row, v_row, d, line, step_size, root2, SHORT, ACC, TINY)
-    elif is_aligned & (d <= LONG):
+    elif (LONG > SHORT) and (is_aligned & (d <= LONG)):
         _adam_srt_row(x_row, grad_row, m_row, v_row, d, line, step_size, root2, LONG, ACC, TINY)
     else:
         _adam_srt_long_row(x_row, grad_row, m_row, v_row, d, line, step_size, root2, SHORT, ACC, TINY)

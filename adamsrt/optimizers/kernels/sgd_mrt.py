@@ -92,7 +92,7 @@ def sgd_mrt(
     lr = number(line, LR, ACC)
     if is_aligned & (d <= SHORT):
         _sgd_mrt_row(x_row, grad_row, b_row, d, momentum, weight, decay, lr, SHORT, ACC, TINY)
-    elif is_aligned & (d <= LONG):
+    elif (LONG > SHORT) and (is_aligned & (d <= LONG)):
         _sgd_mrt_row(x_row, grad_row, b_row, d, momentum, weight, decay, lr, LONG, ACC, TINY)
     else:
         _sgd_mrt_long_row(x_row, grad_row, b_row, d, momentum, weight, decay, lr, SHORT, ACC, TINY)
