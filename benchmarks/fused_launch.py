@@ -2,9 +2,9 @@
 
     .venv/bin/python -m benchmarks.fused_launch          # seconds
 
-Ours is a step on the weights of a model whose launches are left out: two, or three for optimizers that count steps. The
-peer is torch's fused Adam on as many tensors of two elements, on the CPU: it computes next to nothing, and what Python
-does for it is what it does on a GPU. Arms take turns in every round; median [quartiles].
+Ours is a step on the weights of a model, torch's fused Adam one on as many tensors of two elements, both on the CPU and
+without what would be launched: ours two kernels, or three for optimizers that count steps; for Adam the counting of the
+steps and the kernels of its step. Arms take turns in every round; median [quartiles].
 """
 
 import argparse
@@ -27,11 +27,13 @@ WARM_UP_STEPS, STEPS_PER_TURN = 5, 50
 
 @contextmanager
 def without_gpu() -> Iterator[None]:
-    """Take fused steps on the CPU, but for their launches."""
+    """Take fused steps on the CPU, ours and torch's, but for their launches."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(ways, "why_not_fused", lambda kernel, device: None))
         for name in ("count", "update"):
             stack.enter_context(mock.patch.object(launch, name, lambda *tables, **options: None))
+        for name in ("_fused_adam_", "_foreach_add_"):
+            stack.enter_context(mock.patch.object(torch, name, lambda *tensors, **options: None))
         yield
 
 

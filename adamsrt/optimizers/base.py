@@ -66,7 +66,7 @@ class GroupedOptimizer(RestartableOptimizer):
 
     def _forget(self) -> None:
         self._options: list[Hashable] = []
-        self._plans: dict[tuple[bool, ...], Plan] = {}  # by which parameters have a gradient
+        self._plans: dict[tuple[bool, ...] | None, Plan] = {}  # by which parameters have a gradient; None: all
         self._counters = Counters([])
         self._neighbours = Neighbours()
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -119,13 +119,17 @@ class GroupedOptimizer(RestartableOptimizer):
         if options != self._options:
             self._forget()
             self._options = options
-        key = tuple([grad is not None for grad in grads])
-        params, gradients = list(compress(xs, key)), [grad for grad in grads if grad is not None]
+        gradients = [grad for grad in grads if grad is not None]
+        key, params = None, xs
+        if len(gradients) < len(grads):
+            key = tuple([grad is not None for grad in grads])
+            params = list(compress(xs, key))
         plan = self._plans.get(key)
         if plan is None or not plan.holds(params, gradients, self.state):
             if plan is not None or len(self._plans) >= MAX_KEPT:  # other parameters have gradients at every step
                 self._plans.clear()
-            groups = compress((group for group in self.param_groups for _ in group["params"]), key)
+            groups = [group for group in self.param_groups for _ in group["params"]]
+            groups = groups if key is None else list(compress(groups, key))
             updates = [self._new_update(*each) for each in zip(params, gradients, groups, strict=True)]
             plan = self._plans[key] = Plan(updates, gradients, self.state, (self.MOMENTUM, self.SECOND_MOMENT))
         plan.take(gradients)

@@ -56,7 +56,7 @@ class Plan:
 
         self._names = [name for name in names if name is not None]
         self._xs = [update.x for update in updates]
-        self._owners, self._states = list(state), list(state.values())
+        self._states = list(state.values())
         with_rows = [update for update in updates if update.rows is not None]
         self._weights_in_rows = [update.x for update in with_rows]
         self._states_in_rows = [update.state for update in with_rows]
@@ -70,7 +70,6 @@ class Plan:
         """
         return (
             _are_the_same(xs, self._xs)
-            and _are_the_same(list(state), self._owners)
             and _are_the_same(list(state.values()), self._states)
             and self._what_it_depends_on(grads) == self._made_for
         )
