@@ -1,11 +1,13 @@
 """Where a search runs: a Ray cluster that exists, or one started on this machine; CPUs and GPUs per trial."""
 
+import contextlib
 import logging
 import math
 import os
 import socket
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,13 +92,31 @@ def connect(address: str | None) -> None:
             )
         _check_answers(address)
         try:
-            ray.init(address=address, **quiet)
+            with _without_stderr():
+                ray.init(address=address, **quiet)
         except (ConnectionError, RayError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConnectionError(
                 f"the Ray cluster at {address} must let this search in, got {reason}; it must run the same versions of "
                 "Ray and Python, and if it asks for a token, set RAY_AUTH_MODE=token"
             ) from None
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Keep what is written to stderr, also by code that is not Python's, off the terminal while this is open.
+
+    Ray logs there every second that a cluster does not let it in, and raises what it comes to in the end.
+    """
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def hush_ray() -> None:

@@ -35,6 +35,7 @@ SEARCH = ["--setting", "resnet20-digits", "--trials", "1", "--epochs", "1", "--l
 @dataclass(frozen=True)
 class Head:
     url: str
+    address: str  # of Ray itself
     folder: Path  # home, results, logs: all that it writes
     environment: dict[str, str]  # of a machine that has its token
 
@@ -79,9 +80,9 @@ def head(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iter
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    dashboard = free_port()
+    port, dashboard = free_port(), free_port()
     size = ["--num-cpus=2", "--num-gpus=0", "--memory=2000000000", "--object-store-memory=100000000"]
-    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
              f"--ray-client-server-port={free_port()}"]  # fmt: skip
     places = {"TUNE_ADAMSRT_OUTPUT": str(folder / "out"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     with (folder / "head.log").open("w") as log:
@@ -90,7 +91,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iter
              "--dashboard-host=127.0.0.1", *ports, *size],
             env=environment | places, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    head = Head(f"http://127.0.0.1:{dashboard}", folder, environment)
+    head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", folder, environment)
     try:
         wait_for(lambda: can_submit(head.jobs), timeout_s=120, what="Jobs API")
         yield head
@@ -217,6 +218,17 @@ def test_a_mistake_is_one_line(
     printed = capsys.readouterr().err
     assert printed.startswith(expected) and printed.count("\n") == 1
     assert TOKEN not in printed and "f" * 32 not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_search_without_the_clusters_token_ends_with_one_line(head: Head, tmp_path: Path) -> None:
+    search = head.laptop(tmp_path, "search", *SEARCH, "--address", head.address, RAY_AUTH_MODE="disabled")
+    printed = finish(search)
+    assert search.returncode == 2
+    assert printed.startswith(f"error: the Ray cluster at {head.address} must let this search in, got ")
+    assert printed.endswith("set RAY_AUTH_MODE=token\n") and printed.count("\n") == 1
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
 
 
 def test_the_head_gets_the_options_without_the_laptops_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
