@@ -104,7 +104,7 @@ class FusedStep:
         grads = [grads[place] for place in self._places]
         if list(map(Tensor.stride, grads)) != self._strides:
             # copies have to last until the launch
-            grads = [update.rows_of(grad) for update, grad in zip(self._updates, grads, strict=True)]
+            grads = [update.grad_rows(grad) for update, grad in zip(self._updates, grads, strict=True)]
         table = self._table_for(grads, steps)
         if is_captured():
             _read_by_graphs.extend((table, self._numbers, *(each[1] for each in self._launches)))
@@ -124,7 +124,7 @@ class FusedStep:
         if not self._counts_on_device:
             return
         grads = [update.x.grad for update in self._updates]
-        rows = [update.rows_of(grad) for update, grad in zip(self._updates, grads, strict=True) if grad is not None]
+        rows = [update.grad_rows(grad) for update, grad in zip(self._updates, grads, strict=True) if grad is not None]
         if list(map(Tensor.data_ptr, rows)) == [None if grad is None else grad.data_ptr() for grad in grads]:
             self._table_for(rows, [])  # a copy would be another one in the capture
 

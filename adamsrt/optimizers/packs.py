@@ -33,7 +33,7 @@ class Part:
         if grad.stride() == self._stride:  # as nearly always
             rows = grad.as_strided(self._shape, self._row_stride)
         else:
-            rows = self.update.grad_rows()
+            rows = self.update.grad_rows(grad)
         return rows if self.is_whole else rows[self._first : self._end]
 
 

@@ -53,11 +53,7 @@ class Update:
         """Whether its step counter must lie on the device of x, for a graph."""
         return bool(self.group["capturable"])
 
-    def grad_rows(self) -> Tensor:
-        """View the gradient in the shape of the rows; a copy where its memory format is not that of x."""
-        return self.rows_of(self.grad)
-
-    def rows_of(self, grad: Tensor) -> Tensor:
+    def grad_rows(self, grad: Tensor) -> Tensor:
         """View a gradient in the shape of the rows; a copy where its memory format is not that of x."""
         assert self.rows is not None
         return gradient_rows(grad, self.x, self.rows.m)

@@ -47,6 +47,7 @@ def test_the_kernels_compile_for_a_gpu_and_stay_in_its_registers():
     for name, warps, loads_of_16_bytes, registers, stack_bytes in lines:
         if (name, warps) in rows:
             assert int(loads_of_16_bytes) >= 3  # x, gradient and m
+        assert int(registers) <= 128
         # programs at a time on a multiprocessor: two, of short rows five
         assert int(registers) * 32 * int(warps) * (5 if warps == "4" else 2) <= 65536
         # cos and sin put a few numbers on the stack for angles beyond any that occur here

@@ -158,6 +158,17 @@ def test_a_group_of_zeros_or_of_extreme_size_follows_the_for_loop(name, size):
     np.testing.assert_allclose(xs[0].detach(), xs[1].detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "for-loop"])
+def test_a_group_of_zeros_without_a_gradient_stays_where_adam_g_scales_the_others(foreach):
+    x = random_tensor(7)
+    x[1] = 0
+    direction = (x / torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)).nan_to_num()
+    optimizer = AdamG([x.requires_grad_()], channel_wise=True, foreach=foreach)
+    x.grad = torch.zeros_like(x)
+    optimizer.step()
+    np.testing.assert_allclose(x.detach(), direction, rtol=1e-14)
+
+
 # Shapes, layouts and dtypes
 
 

@@ -1,5 +1,7 @@
 """The benchmarks of speed measure what they say; their figures mean nothing here."""
 
+import multiprocessing
+import time
 from datetime import datetime, timedelta
 
 import optuna
@@ -8,7 +10,7 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from benchmarks import fused_launch
+from benchmarks import epoch, fused_launch
 from benchmarks.optimizer_step import MODELS, OURS
 from benchmarks.trial_start import render, seconds_beyond_training
 
@@ -39,6 +41,42 @@ def test_a_step_without_a_gpu_is_a_fused_one_that_launches_nothing():
         assert plan.fused_steps and not plan.foreach and not plan.for_loop
     after = [x for group in step.__self__.param_groups for x in group["params"]]
     assert all(map(torch.equal, before, after))
+
+
+def keep_busy(done) -> None:
+    while time.process_time() < 0.5:
+        pass
+    done.send(True)
+    done.recv()  # its clock can be read while it runs
+
+
+def test_one_thread_is_timed_with_the_cpu_time_of_its_data_worker_and_several_by_the_clock(threads_put_back):
+    torch.set_num_threads(1)
+    processes = multiprocessing.get_context("spawn")
+    done, theirs = processes.Pipe()
+    process = processes.Process(target=keep_busy, args=(theirs,))
+    process.start()
+    try:
+        assert done.recv()
+        own_s, worker_s = epoch.seconds()
+        assert 0.5 <= worker_s < 100 and own_s == pytest.approx(time.process_time(), abs=0.5)
+        torch.set_num_threads(2)
+        clock_s, none = epoch.seconds()
+        assert clock_s == pytest.approx(time.perf_counter(), abs=5) and none == 0
+    finally:
+        done.send(True)
+        process.join()
+
+
+def test_a_pass_without_the_start_of_its_worker_counts_the_first_batch_that_it_made_before(monkeypatch):
+    times = iter([(0.0, 0.0), (10.0, 7.0), (11.0, 7.5), (12.0, 8.0), (13.0, 8.5)])
+    monkeypatch.setattr(epoch, "seconds", lambda: next(times))
+    monkeypatch.setattr(epoch.multiprocessing, "active_children", lambda: ["a worker"])
+    clock = epoch.Clock()
+    for _ in range(3):
+        clock.batch_is_there()
+        clock.step_is_done()
+    assert clock.seconds == pytest.approx(3.0 + 1.5 * 3 / 2)
 
 
 def test_the_time_between_trials_without_that_of_their_epochs(tmp_path):
