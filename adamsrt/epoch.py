@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adamsrt.precision import compute_logits, float32_products
+from adamsrt.together import cast, counted_together, weights_to_cast
 
 OnBatch = Callable[[int, int], None]
 
@@ -82,6 +83,7 @@ class TrainStep:
         self.model, self.optimizer = model, optimizer
         self.precision, self.memory_format = precision, memory_format
         self.totals = Totals()
+        self._to_cast = weights_to_cast(model) if precision == "bf16" else {}
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step; give the mean loss and the logits (B, num_classes) before it."""
@@ -97,7 +99,9 @@ class TrainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)
         with float32_products(self.precision, images.device):
-            logits = compute_logits(self.model, images, self.precision, self.memory_format)
+            weights = cast(self._to_cast, torch.bfloat16)
+            with counted_together(self.model):
+                logits = compute_logits(self.model, images, self.precision, self.memory_format, weights)
             loss = functional.cross_entropy(logits, labels)
             loss.backward()  # type: ignore[no-untyped-call]
         loss, logits = loss.detach(), logits.detach()

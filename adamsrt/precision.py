@@ -66,7 +66,5 @@ def compute_logits(
     """
     images = images.to(memory_format=memory_format)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits: Tensor = (
-            model(images) if weights is None else torch.func.functional_call(model, dict(weights), (images,))
-        )
+        logits: Tensor = torch.func.functional_call(model, dict(weights), (images,)) if weights else model(images)
     return logits.float() if precision == "bf16" else logits
