@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adamsrt.fused_norm import fuse_norms, why_not_fused
+from adamsrt.models.base import ConvNet
 from adamsrt.precision import compute_logits, float32_products
 from adamsrt.together import cast, counted_together, weights_to_cast
 
@@ -70,6 +72,9 @@ class TrainStep:
     Args:
         precision: see `adamsrt.precision`; None computes as the process is set up.
         memory_format: what images are brought into; that of the model's weights is the fastest.
+        fused_norms: in bf16, have BatchNorm of a model of ours done by kernels that round less often, where they work:
+            for steps that are captured, since Python takes longer to launch them than torch its own. The model has to
+            stay on the device of its first step.
     """
 
     def __init__(
@@ -79,11 +84,14 @@ class TrainStep:
         *,
         precision: str | None = None,
         memory_format: torch.memory_format = torch.preserve_format,
+        fused_norms: bool = False,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.precision, self.memory_format = precision, memory_format
         self.totals = Totals()
         self._to_cast = weights_to_cast(model) if precision == "bf16" else {}
+        self._fuses_norms = fused_norms and precision == "bf16" and isinstance(model, ConvNet)
+        self._as_trained: nn.Module | None = None  # what computes the passes
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step; give the mean loss and the logits (B, num_classes) before it."""
@@ -101,12 +109,20 @@ class TrainStep:
         with float32_products(self.precision, images.device):
             weights = cast(self._to_cast, torch.bfloat16)
             with counted_together(self.model):
-                logits = compute_logits(self.model, images, self.precision, self.memory_format, weights)
+                logits = compute_logits(
+                    self._model_for(images.device), images, self.precision, self.memory_format, weights
+                )
             loss = functional.cross_entropy(logits, labels)
             loss.backward()  # type: ignore[no-untyped-call]
         loss, logits = loss.detach(), logits.detach()
         self.totals.add(loss, logits, labels)
         return loss, logits
+
+    def _model_for(self, device: torch.device) -> nn.Module:
+        if self._as_trained is None:
+            is_fused = self._fuses_norms and why_not_fused(device) is None
+            self._as_trained = fuse_norms(self.model) if is_fused else self.model
+        return self._as_trained
 
 
 def train_epoch(

@@ -175,8 +175,15 @@ class Training:
             self._step = kin._step
             self._step.go_on_with(self.optimizer)
         else:
-            step = TrainStep(self.model, self.optimizer, precision=spec.precision, memory_format=self._memory_format)
-            self._step = GraphedStep(step, spec.batch_size) if _takes_graph(spec) else step
+            takes_graph = _takes_graph(spec)
+            step = TrainStep(
+                self.model,
+                self.optimizer,
+                precision=spec.precision,
+                memory_format=self._memory_format,
+                fused_norms=takes_graph,
+            )
+            self._step = GraphedStep(step, spec.batch_size) if takes_graph else step
         self._scale_invariant = self.model.conv_params()
         self._scheduler = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, milestones=list(lr_drop_epochs(spec.epochs)), gamma=LR_DROP_FACTOR

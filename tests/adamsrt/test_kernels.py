@@ -1,25 +1,11 @@
 """The Triton kernels: by Triton's interpreter against the reference, and compiled for a GPU that need not be there."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from optimizer_steps import TOLERANCES
+from triton_process import run
 
 pytest.importorskip("triton")
-TESTS = Path(__file__).parents[1]
-
-
-def run(script: str, *arguments: str, interpreted: bool) -> str:
-    path = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
-    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": str(int(interpreted)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", str(TESTS / script), *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.mark.parametrize(
