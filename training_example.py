@@ -79,7 +79,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="of training, validation and test (default: fp32)"
     )
-    parser.add_argument("--cuda-graph", action="store_true", help="on a GPU, replay the training step as a CUDA graph")
+    parser.add_argument(
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, replay the training step as a CUDA graph (default: yes)",
+    )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="on a CPU; another number gives other last bits (default: torch's)"
     )

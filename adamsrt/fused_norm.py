@@ -70,18 +70,20 @@ class _Norm(torch.autograd.Function):
     ) -> Tensor:
         from adamsrt import norm_kernels
 
+        device_of: Any = torch.cuda.device_of
         x = x.contiguous(memory_format=torch.channels_last)
         other = None if other is None else other.contiguous(memory_format=torch.channels_last)
         channels = x.shape[1]
         rows = x.numel() // channels
         sums, rest = _grids(rows, channels)
         y, partials, saved = torch.empty_like(x), _floats(x, sums[0], 2, channels), _floats(x, 2, channels)
-        norm_kernels.moments[sums](x, partials, rows, channels, **_tile(channels, TILE_OF_MOMENTS), **HOW)
-        norm_kernels.normalize[rest](
-            x, x if other is None else other, y, partials, weight, bias, running_mean, running_var, saved,
-            rows, channels, sums[0], momentum, eps, **_tile(channels, TILE), PIECES=MOST_PIECES,
-            LANES_OF_PIECES=_tile(channels, TILE_OF_MOMENTS)["LANES"], ADDS=other is not None, RELU=relu, **HOW,
-        )  # fmt: skip
+        with device_of(x):  # Triton launches on the current one; a backward pass is there already
+            norm_kernels.moments[sums](x, partials, rows, channels, **_tile(channels, TILE_OF_MOMENTS), **HOW)
+            norm_kernels.normalize[rest](
+                x, x if other is None else other, y, partials, weight, bias, running_mean, running_var, saved,
+                rows, channels, sums[0], momentum, eps, **_tile(channels, TILE), PIECES=MOST_PIECES,
+                LANES_OF_PIECES=_tile(channels, TILE_OF_MOMENTS)["LANES"], ADDS=other is not None, RELU=relu, **HOW,
+            )  # fmt: skip
         ctx.options = other is not None, relu
         ctx.save_for_backward(x, x if other is None else y, weight, bias, saved)
         return y

@@ -3,7 +3,8 @@
 - fp32: float32 throughout; on a GPU also where torch's own default would take TF32 for convolutions.
 - tf32: float32 whose products are rounded to 10 bits of mantissa on a GPU; elsewhere the same as fp32.
 - bf16: torch's autocast to bfloat16; weights, their gradients, optimizer state and loss stay in float32. bfloat16 has
-  the range of float32, so that no loss needs scaling and what diverges is seen as ever.
+  the range of float32, so that no loss needs scaling and what diverges is seen as ever. Steps that are replayed as CUDA
+  graphs round BatchNorm, what is added to it and ReLU once instead of two or three times; see `adamsrt.fused_norm`.
 """
 
 import contextlib

@@ -11,6 +11,8 @@ MODELS = {"resnet18": "ResNet18", "vgg16": "VGG16", "resnet20": "ResNet20"}
 GROUPED = {"adamsrt": "AdamSRT", "adams": "AdamS", "sgdmrt": "SGDMRT", "adamg": "AdamG"}
 OPTIMIZERS = (*GROUPED, "adam", "adamw", "sgd")
 EPOCH_AIMS_S = {"resnet18": 0.7, "vgg16": 0.4, "resnet20": 0.25}
+# Channels and width of the images in ResNet18 and ResNet20.
+NORM_SIZES = ("64x32", "128x16", "256x8", "512x4", "16x32", "32x16", "64x8")
 SLOT_AIMS = {"resnet20": 3.0, "resnet18": 1.3}
 
 
@@ -46,6 +48,10 @@ AIMS = (
         Aim(f"error/{key}", f"{name}: error of 50 fused steps against float64", 1e-6, "of the largest value")
         for key, name in GROUPED.items()
     ),
+    *(
+        Aim(f"norm/{size}", f"BatchNorm, addition and ReLU in bf16 on {size}", 1.0, "of torch's own, replayed")
+        for size in NORM_SIZES
+    ),
     *(Aim(f"epoch/{key}", f"epoch of {MODELS[key]}", bound, "s") for key, bound in EPOCH_AIMS_S.items()),
     *(Aim(f"step/{key}", f"AdamSRT on {name}: time of a step", 1.0, "of fused Adam's") for key, name in MODELS.items()),
     *(
@@ -67,6 +73,7 @@ AIMS = (
 
 CHECKS = (
     *(Check(f"formulas/{key}", f"{name}: every way to take a step follows float64") for key, name in GROUPED.items()),
+    Check("formulas/norm", "BatchNorm's kernels follow float64, with the same bits each time"),
     *(Check(f"graph/{key}", f"{key}: an epoch of replays is the epoch without a graph") for key in OPTIMIZERS),
     Check("graph/resumed", "a resumed training with a graph goes on as without"),
     Check("epoch/waits", "nothing waits for the GPU inside an epoch"),

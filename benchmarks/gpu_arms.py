@@ -26,6 +26,7 @@ EPOCHS = 3
 # The first ones matter most: time may end before the last.
 ARMS = (
     Arm("bf16", graph=True),
+    Arm("bf16", graph=True, fused_norms=False),
     Arm("bf16", graph=False),
     Arm("bf16", graph=True, tries_algorithms=True),
     Arm("tf32", graph=True),

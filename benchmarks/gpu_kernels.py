@@ -1,4 +1,4 @@
-"""Fused, foreach and for-loop steps on the GPU against the formulas in NumPy float64, over 50 steps."""
+"""Kernels on the GPU against the formulas in float64: steps of the optimizers, 50 of each way, and BatchNorm."""
 
 import sys
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from torch import Tensor
 from adamsrt.optimizers import OPTIMIZERS
 from adamsrt.optimizers.ways import why_not_fused
 from benchmarks.gpu_aims import GROUPED
+from benchmarks.gpu_norms import compare as compare_norms
+from benchmarks.gpu_norms import time_passes
 from benchmarks.gpu_section import Bench, Part
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the formulas
@@ -126,4 +128,8 @@ def part(name: str) -> Part:
     return Part(GROUPED[name], run, 60.0)
 
 
-PARTS = tuple(part(name) for name in GROUPED)
+PARTS = (
+    *(part(name) for name in GROUPED),
+    Part("BatchNorm", compare_norms, 60.0),
+    Part("BatchNorm's time", time_passes, 40.0),
+)

@@ -40,11 +40,13 @@ class Arm:
     optimizer: str = "adamsrt"
     memory_format: torch.memory_format | None = None
     tries_algorithms: bool = False
+    fused_norms: bool = True  # in bf16 with a graph
 
     def __str__(self) -> str:
         own_format = "" if self.memory_format is None else f", {str(self.memory_format).removeprefix('torch.')}"
         tried = ", cudnn.benchmark" if self.tries_algorithms else ""
-        return f"{self.optimizer}, {self.precision}{own_format}{tried}{', graph' if self.graph else ''}"
+        norms = "" if self.fused_norms else ", torch's BatchNorm"
+        return f"{self.optimizer}, {self.precision}{own_format}{tried}{', graph' if self.graph else ''}{norms}"
 
 
 @functools.lru_cache(maxsize=2)
@@ -101,8 +103,14 @@ def build_step(model_name: str, arm: Arm, device: str, **hyper_parameters: Any) 
     memory_format = arm.memory_format or best_memory_format(device, arm.precision)
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = build_optimizer(arm.optimizer, model, **hyper_parameters)
-    step = TrainStep(model, optimizer, precision=arm.precision, memory_format=memory_format)
     with_graph = arm.graph and torch.device(device).type == "cuda"
+    step = TrainStep(
+        model,
+        optimizer,
+        precision=arm.precision,
+        memory_format=memory_format,
+        fused_norms=with_graph and arm.fused_norms,
+    )
     return step, GraphedStep(step, BATCH_SIZE) if with_graph else step
 
 

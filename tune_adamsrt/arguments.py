@@ -169,8 +169,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--trials-per-gpu",
         type=slots_or_auto,
         metavar="N",
-        help="N trials side by side in one process per GPU, their steps as CUDA graphs, for networks that leave it "
-        "half idle; auto: as many as train fastest, by a minute of measuring (default: a process each, no graphs)",
+        help="N trials side by side in one process per GPU, for networks that leave it half idle; auto: as many as "
+        "train fastest, by a minute of measuring (default: a process each)",
+    )
+    where.add_argument(
+        "--no-cuda-graph",
+        dest="cuda_graph",
+        action="store_false",
+        help="launch every step anew on a GPU instead of replaying a CUDA graph: slower, to find out what is wrong",
     )
     where.add_argument(
         "--max-on-demand-cost",

@@ -63,6 +63,7 @@ class Plan:
     precision: str = "fp32"
     first_points: tuple[HyperParameters, ...] = ()
     campaign: str | None = None
+    cuda_graph: bool = True  # on a GPU
     engine_slots: int | None = None  # how many trials share one process, and with it a GPU; None: a process for each
 
     @property
@@ -87,9 +88,10 @@ class Plan:
             "cpus_per_trial": resources.cpus,
             "num_workers": int(resources.cpus),  # ImageNet's loader only; the other sets are in memory
             "checkpoint_epochs": self.rungs if self.scheduler == "promotion" else (),
+            "cuda_graph": self.cuda_graph,
         }
         if self.engine_slots is not None:
-            place |= {"engine_slots": self.engine_slots, "cuda_graph": True}
+            place["engine_slots"] = self.engine_slots
         return place | ({"keep_weights": self.weights_folder} if self.keeps_weights else {})
 
     @property
@@ -178,6 +180,7 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
                     confirm_candidates=arguments.confirm_candidates,
                     max_total_epochs=arguments.max_total_epochs,
                     precision=arguments.precision,
+                    cuda_graph=arguments.cuda_graph,
                     first_points=tuple(space.first_points()) if first_points == "published" else (),
                     campaign=campaign,
                 )

@@ -24,6 +24,7 @@ from tune_adamsrt.engine.plan import MAX_TRIALS_PER_GPU, check_trials_per_gpu, e
 from tune_adamsrt.plan import make_plans
 from tune_adamsrt.resources import TrialResources
 from tune_adamsrt.search import main
+from tune_adamsrt.trainable import training_spec
 
 FULL = "the memory is full"
 
@@ -180,6 +181,18 @@ def test_so_many_proxies_fit_on_a_gpu_and_on_the_cpus_of_one_trial(slots, monkey
         round(10_000 * part) * slots <= 10_000 * whole for part, whole in ((resources.gpus, 1), (resources.cpus, 2))
     )
     assert plan.place(resources)["engine_slots"] == slots and plan.place(resources)["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], True), (["--no-cuda-graph"], False), (["--trials-per-gpu", "2"], True)]
+)
+def test_steps_are_cuda_graphs_unless_that_is_turned_off(options, expected):
+    plans, _ = planned(*options)
+    for plan in plans:
+        place = plan.place(TrialResources(1, 1))
+        trial = {"protocol": plan.protocol, "place": place, "hyper_parameters": {"lr": 0.1}, "seed": 0}
+        assert training_spec(trial).cuda_graph is expected
+        assert "cuda_graph" not in plan.protocol, "with and without a graph is one study"
 
 
 def test_auto_measures_once_per_setting(monkeypatch):

@@ -93,7 +93,7 @@ def _part(whole: float, slots: int) -> float:
 
 def _measure(plan: Plan) -> int:
     """Measure on one of the cluster's GPUs. Raises ValueError with the reason where that fails."""
-    place = plan.place(TrialResources(cpus=1.0, gpus=1.0)) | {"cuda_graph": True}
+    place = plan.place(TrialResources(cpus=1.0, gpus=1.0))
     task = ray.remote(num_cpus=1, num_gpus=1, max_retries=0)(measured_slots)
     try:
         slots: int = ray.get(task.remote(plan.setting.name, plan.protocol, place, MAX_TRIALS_PER_GPU))
