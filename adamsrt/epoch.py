@@ -13,7 +13,7 @@ from torch.nn import functional
 from adamsrt.fused_norm import fuse_norms, why_not_fused
 from adamsrt.models.base import ConvNet
 from adamsrt.precision import compute_logits, float32_products
-from adamsrt.together import cast, counted_together, weights_to_cast
+from adamsrt.together import cast, counted_together, norms_to_count, weights_to_cast
 
 OnBatch = Callable[[int, int], None]
 
@@ -90,6 +90,7 @@ class TrainStep:
         self.precision, self.memory_format = precision, memory_format
         self.totals = Totals()
         self._to_cast = weights_to_cast(model) if precision == "bf16" else {}
+        self._norms = norms_to_count(model)
         self._fuses_norms = fused_norms and precision == "bf16" and isinstance(model, ConvNet)
         self._as_trained: nn.Module | None = None  # what computes the passes
 
@@ -108,7 +109,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         with float32_products(self.precision, images.device):
             weights = cast(self._to_cast, torch.bfloat16)
-            with counted_together(self.model):
+            with counted_together(self._norms):
                 logits = compute_logits(
                     self._model_for(images.device), images, self.precision, self.memory_format, weights
                 )

@@ -1,7 +1,6 @@
 """BatchNorm with what follows it, an addition and ReLU, as two launches forward and two backward, on a GPU.
 
-Of the launches of a small network most are these: torch takes seven to nine of them, and moves about twice the memory.
-`fuse_norms` finds the places in a model; `Norm` is what stands there.
+`fuse_norms` finds the places in a model; `norm` is what stands there.
 """
 
 import functools
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from adamsrt.optimizers.param_groups import has_hooks
 
 # Elements in a tile: of `moments`, which has few programs and reads one tensor, and of the others.
 TILE_OF_MOMENTS, TILE, MOST_COLUMNS = 8192, 4096, 32
@@ -47,7 +48,7 @@ def norm(
     Errors:
         ValueError where there is one value per channel only, as in torch.
     """
-    does: Any = _as_torch if x.numel() == x.shape[1] or x.numel() >= LARGEST else _Norm.apply
+    does: Any = norm_as_torch if x.numel() == x.shape[1] or x.numel() >= LARGEST else _Norm.apply
     y: Tensor = does(x, other, weight, bias, running_mean, running_var, momentum, eps, relu)
     return y
 
@@ -56,20 +57,10 @@ class _Norm(torch.autograd.Function):
     """The forward and the backward pass of `norm`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        other: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        momentum: float,
-        eps: float,
-        relu: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, other: Tensor | None, *rest: Any) -> Tensor:
         from adamsrt import norm_kernels
 
+        weight, bias, running_mean, running_var, momentum, eps, relu = rest
         device_of: Any = torch.cuda.device_of
         x = x.contiguous(memory_format=torch.channels_last)
         other = None if other is None else other.contiguous(memory_format=torch.channels_last)
@@ -184,20 +175,16 @@ def _is_node(value: object) -> bool:
 
 def _is_relu(node: fx.Node, model: nn.Module) -> bool:
     layer = _module(node, model)
-    return node.target in RELUS if layer is None else type(layer) is nn.ReLU and not _has_hooks(layer)
+    return node.target in RELUS if layer is None else type(layer) is nn.ReLU and not has_hooks(layer)
 
 
 def _module(node: fx.Node, model: nn.Module) -> nn.Module | None:
     return model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _is_fusible(layer: nn.BatchNorm2d) -> bool:
     has_all = all(getattr(layer, name) is not None for name in (*TENSORS, "momentum"))
-    return has_all and layer.training and not _has_hooks(layer)
+    return has_all and layer.training and not has_hooks(layer)
 
 
 @functools.cache
@@ -238,7 +225,7 @@ def _error_of_a_trial(device: torch.device) -> float:
     )
     weight, bias = (torch.randn(channels, generator=generator).to(device) for _ in range(2))
     results = []
-    ways: list[tuple[Any, torch.dtype]] = [(norm, torch.bfloat16), (_as_torch, torch.float32)]
+    ways: list[tuple[Any, torch.dtype]] = [(norm, torch.bfloat16), (norm_as_torch, torch.float32)]
     for function, dtype in ways:
         inputs = [tensor.detach().clone().requires_grad_() for tensor in (x.to(dtype), other.to(dtype), weight, bias)]
         running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
@@ -248,18 +235,9 @@ def _error_of_a_trial(device: torch.device) -> float:
     return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
 
 
-def _as_torch(
-    x: Tensor,
-    other: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    momentum: float,
-    eps: float,
-    relu: bool,
-) -> Tensor:
-    """Do the same as `norm`, one operation after the other."""
+def norm_as_torch(x: Tensor, other: Tensor | None, *rest: Any) -> Tensor:
+    """Do the same as `norm`, one operation of torch after the other."""
+    weight, bias, running_mean, running_var, momentum, eps, relu = rest
     y = functional.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
     y = y if other is None else y + other
     return y.relu() if relu else y

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamsrt.fused_norm import _as_torch, norm, why_not_fused
+from adamsrt.fused_norm import norm, norm_as_torch, why_not_fused
 from benchmarks.gpu_device import Device, render_spread
 from benchmarks.gpu_section import Bench
 from benchmarks.optimizer_step import render_quartiles
@@ -66,7 +66,7 @@ def compare(bench: Bench) -> None:
         for kind in KINDS:
             case = Case(shape, kind, bench.device)
             given, again = case.passes(norm)(), case.passes(norm)()
-            expected = case.passes(_as_torch, torch.float64)()
+            expected = case.passes(norm_as_torch, torch.float64)()
             errors = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(given, expected, strict=True)]
             images = max(error for error, each in zip(errors, given, strict=True) if each.ndim == 4)
             sums = max(error for error, each in zip(errors, given, strict=True) if each.ndim == 1)

@@ -142,7 +142,7 @@ def _uses_of_parameters(node: fx.Node, model: nn.Module) -> Iterator[tuple[nn.Pa
 
 
 def _dims_of_layer(node: fx.Node, layer: nn.Module, model: nn.Module) -> tuple[int, ...] | None:
-    if _has_hooks(layer):
+    if has_hooks(layer):
         return None
     norms = _norms_after(node, model, rearranged=False)
     return _common_dims([_dims_under_norm(layer, norm, rearranged) for norm, rearranged in norms])
@@ -162,7 +162,7 @@ def _norms_after(node: fx.Node, model: nn.Module, *, rearranged: bool) -> Iterat
         module = model.get_submodule(str(user.target)) if user.op == "call_module" else None
         if _reads_only_shape(user):
             continue
-        if module is not None and _has_hooks(module):
+        if module is not None and has_hooks(module):
             yield None, rearranged
         elif type(module) in NORMS:
             yield module, rearranged
@@ -205,7 +205,8 @@ def _output_dims(layer: Any) -> tuple[int, ...]:
     return (0, 1) if layer.groups == layer.in_channels > 1 else (1,)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether calling a module does more than its forward method."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

@@ -93,7 +93,7 @@ def test_every_norm_of_our_models_is_fused_with_what_follows_it(name, options, p
 @pytest.mark.parametrize("name", MODELS)
 def test_the_fused_model_computes_what_the_model_does(name, monkeypatch):
     """With torch's operations in place of the kernels: the rewritten graph is right."""
-    monkeypatch.setattr(fused_norm._Norm, "apply", fused_norm._as_torch)
+    monkeypatch.setattr(fused_norm._Norm, "apply", fused_norm.norm_as_torch)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     states = []
     for fuse in (fuse_norms, lambda model: model):
@@ -133,7 +133,7 @@ class Unusual(nn.Module):
 
 
 def test_what_else_reads_a_norm_or_is_not_the_usual_one_is_left_to_torch(monkeypatch):
-    monkeypatch.setattr(fused_norm._Norm, "apply", fused_norm._as_torch)
+    monkeypatch.setattr(fused_norm._Norm, "apply", fused_norm.norm_as_torch)
     model = Unusual()
     fused = fuse_norms(model)
     assert calls(fused) == [(False, False)] * 4  # read_twice, doubled, scaled, shifted: themselves alone

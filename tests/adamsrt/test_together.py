@@ -12,7 +12,7 @@ from adamsrt.epoch import TrainStep
 from adamsrt.models import MODELS, build_model
 from adamsrt.optimizers import build_optimizer
 from adamsrt.precision import PRECISIONS
-from adamsrt.together import counted_together
+from adamsrt.together import counted_together, norms_to_count
 
 
 class Operations(TorchDispatchMode):
@@ -124,7 +124,7 @@ def test_layers_in_eval_mode_and_those_that_average_over_all_batches_count_by_th
     norms[0].eval()
     averaging = norms[1]
     averaging.momentum = None  # its first batch counts as much as all others
-    with counted_together(model):
+    with counted_together(norms_to_count(model)):
         model(images)
     assert [int(norm.num_batches_tracked) for norm in norms] == [0] + [1] * (len(norms) - 1)
     assert not torch.equal(averaging.running_mean, torch.zeros_like(averaging.running_mean))
@@ -133,7 +133,7 @@ def test_layers_in_eval_mode_and_those_that_average_over_all_batches_count_by_th
 def test_counters_are_where_they_were_after_a_failed_pass():
     model = build("resnet20")
     counters = [module.num_batches_tracked for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    with pytest.raises(RuntimeError), counted_together(model):
+    with pytest.raises(RuntimeError), counted_together(norms_to_count(model)):
         model(torch.zeros(2, 7, 32, 32))
     after = [module.num_batches_tracked for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(one is other and int(one) == 0 for one, other in zip(counters, after, strict=True))

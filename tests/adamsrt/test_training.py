@@ -13,6 +13,7 @@ from torch import nn
 from adamsrt import training as training_module
 from adamsrt.dataloaders import DATASETS
 from adamsrt.epoch import Totals, TrainStep
+from adamsrt.graph import GraphedStep
 from adamsrt.models import MODELS
 from adamsrt.optimizers import OPTIMIZERS
 from adamsrt.optimizers.base import GroupedOptimizer
@@ -569,6 +570,16 @@ def test_a_state_of_a_gpu_does_not_bring_its_way_of_stepping():
     other.load_state_dict(state)
     assert not any(group["capturable"] for group in other.optimizer.param_groups)
     assert timeless(other.run_epoch()) == timeless(training.run_epoch())
+
+
+@pytest.mark.parametrize(
+    ("has_graph", "precision", "fuses"), [(True, "bf16", True), (True, "fp32", False), (False, "bf16", False)]
+)
+def test_norms_are_fused_in_bf16_where_steps_are_captured(has_graph, precision, fuses, monkeypatch):
+    monkeypatch.setattr(training_module, "_takes_graph", lambda spec: has_graph)
+    step = Training(digits_spec(precision=precision))._step
+    assert isinstance(step, GraphedStep) == has_graph
+    assert (step._step if isinstance(step, GraphedStep) else step)._fuses_norms == fuses
 
 
 def test_a_step_without_a_graph_is_what_a_cpu_takes():
