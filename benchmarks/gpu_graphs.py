@@ -20,7 +20,14 @@ from adamsrt.training import Training
 from benchmarks.gpu_aims import OPTIMIZERS as NAMES
 from benchmarks.gpu_device import Device
 from benchmarks.gpu_section import Bench, Part
-from benchmarks.gpu_training import BATCH_SIZE, images_like_cifar, loaders_of, spec_of, without_clock
+from benchmarks.gpu_training import (
+    BATCH_SIZE,
+    images_like_cifar,
+    largest_difference,
+    loaders_of,
+    spec_of,
+    without_clock,
+)
 
 LRS = (2.0**-10, 2.0**-13)  # exact in float32, which torch's own captured steps read
 # Full batches, a size that comes often enough for a graph of its own, and one that does not.
@@ -44,7 +51,7 @@ def compare_epochs(name: str, bench: Bench) -> None:
         before, plain, expected = train(name, batches, bench, graph=False)
         _, graphed, results = train(name, batches, bench, graph=bench.device == "cuda")
     moved = float((graphed - plain).norm() / (plain - before).norm())
-    losses = max(abs(a[0] - b[0]) / abs(b[0]) for a, b in zip(results, expected, strict=True))
+    losses = largest_difference((loss for loss, _ in results), (loss for loss, _ in expected))
     same_accuracy = all(a[1] == b[1] for a, b in zip(results, expected, strict=True))
     bench.table(
         f"Two epochs of {len(batches)} batches of ResNet20 in float64: difference of a graph",
@@ -95,7 +102,7 @@ def compare_resumed(bench: Bench) -> None:
             resumed.load_state_dict(first.state_dict())
             epochs.append([vars(resumed.run_epoch()) for _ in range(2)])
     losses: list[Any] = [[without_clock(result)["train_loss"] for result in each] for each in epochs]
-    largest = max(abs(a - b) / a for a, b in zip(*losses, strict=True))
+    largest = largest_difference(losses[1], losses[0])
     bench.check("graph/resumed", largest <= ALLOWED_OF_TRAINING, f"training losses within {largest:.1e}")
 
 

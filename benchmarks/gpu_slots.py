@@ -28,6 +28,7 @@ from benchmarks.gpu_training import (
     Arm,
     build_step,
     images_like_cifar,
+    largest_difference,
     loaders_of,
     training_loader,
     without_clock,
@@ -174,8 +175,7 @@ def compare_bits(bench: Bench) -> None:
         with ThreadPoolExecutor(slots) as pool:
             for seeds in (range(slots, 2 * slots), range(slots)):
                 [beside, *_] = list(pool.map(partial(train, engine), seeds))
-    pairs = [(a["train_loss"], b["train_loss"]) for a, b in zip(alone, beside, strict=True)]
-    largest = max(abs(a - b) / abs(a) for a, b in pairs)
+    largest = largest_difference(*([result["train_loss"] for result in each] for each in (beside, alone)))
     same_again = "" if again == alone else "; BUT alone it is not the same twice either"
     bench.check("slots/bits", beside == alone, f"beside {slots - 1}, losses within {largest:.1e}{same_again}")
 

@@ -11,7 +11,7 @@ from adamsrt.training import Training, TrainingSpec
 from benchmarks.gpu_aims import MODELS
 from benchmarks.gpu_device import Device, render_spread
 from benchmarks.gpu_section import Bench, Part
-from benchmarks.gpu_training import images_like_cifar, loaders_of, spec_of, without_clock
+from benchmarks.gpu_training import images_like_cifar, largest_difference, loaders_of, spec_of, without_clock
 
 EXAMPLES, TRIALS, EPOCHS_OF_EACH = 12_800, 7, 2
 
@@ -82,8 +82,7 @@ def other(spec: TrainingSpec, seed: int, optimizer: str) -> TrainingSpec:
 
 def difference(results: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
     """Say how far the training losses differ."""
-    pairs = [(a["train_loss"], b["train_loss"]) for a, b in zip(results, others, strict=True)]
-    largest = max(abs(a - b) / abs(b) for a, b in pairs)
+    largest = largest_difference(*([result["train_loss"] for result in each] for each in (results, others)))
     return "equal" if largest == 0 else f"within {largest:.1e}"
 
 

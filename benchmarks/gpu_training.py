@@ -6,7 +6,8 @@ per class, so that losses fall as they do on real ones.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +156,12 @@ def small_models(wanted: bool) -> Iterator[None]:
         yield
     finally:
         entries |= before
+
+
+def largest_difference(values: Iterable[float], expected: Iterable[float]) -> float:
+    """Give the largest difference relative to what was expected; infinite where that is 0: nothing was computed."""
+    pairs = zip(values, expected, strict=True)
+    return max(abs(value - other) / abs(other) if other else math.inf for value, other in pairs)
 
 
 def without_clock(result: dict[str, Any]) -> dict[str, Any]:
