@@ -3,6 +3,7 @@
 Nothing here waits for the device before the pass has ended.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adamsrt.fused_norm import fuse_norms, why_not_fused
+from adamsrt.fused_norm import norms_fused, why_not_fused
 from adamsrt.models.base import ConvNet
 from adamsrt.precision import compute_logits, float32_products
 from adamsrt.together import cast, counted_together, norms_to_count, weights_to_cast
@@ -73,8 +74,7 @@ class TrainStep:
         precision: see `adamsrt.precision`; None computes as the process is set up.
         memory_format: what images are brought into; that of the model's weights is the fastest.
         fused_norms: in bf16, have BatchNorm of a model of ours done by kernels that round less often, where they work:
-            for steps that are captured, since Python takes longer to launch them than torch its own. The model has to
-            stay on the device of its first step.
+            for steps that are captured, since Python takes longer to launch them than torch its own.
     """
 
     def __init__(
@@ -92,7 +92,6 @@ class TrainStep:
         self._to_cast = weights_to_cast(model) if precision == "bf16" else {}
         self._norms = norms_to_count(model)
         self._fuses_norms = fused_norms and precision == "bf16" and isinstance(model, ConvNet)
-        self._as_trained: nn.Module | None = None  # what computes the passes
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step; give the mean loss and the logits (B, num_classes) before it."""
@@ -109,21 +108,17 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         with float32_products(self.precision, images.device):
             weights = cast(self._to_cast, torch.bfloat16)
-            with counted_together(self._norms):
-                logits = compute_logits(
-                    self._model_for(images.device), images, self.precision, self.memory_format, weights
-                )
+            with counted_together(self._norms), self._norms_fused_on(images.device):
+                logits = compute_logits(self.model, images, self.precision, self.memory_format, weights)
             loss = functional.cross_entropy(logits, labels)
             loss.backward()  # type: ignore[no-untyped-call]
         loss, logits = loss.detach(), logits.detach()
         self.totals.add(loss, logits, labels)
         return loss, logits
 
-    def _model_for(self, device: torch.device) -> nn.Module:
-        if self._as_trained is None:
-            is_fused = self._fuses_norms and why_not_fused(device) is None
-            self._as_trained = fuse_norms(self.model) if is_fused else self.model
-        return self._as_trained
+    def _norms_fused_on(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        is_fused = self._fuses_norms and why_not_fused(device) is None
+        return norms_fused() if is_fused else contextlib.nullcontext()
 
 
 def train_epoch(

@@ -1,15 +1,17 @@
 """BatchNorm with what follows it, an addition and ReLU, as two launches forward and two backward, on a GPU.
 
-`fuse_norms` finds the places in a model; `norm` is what stands there.
+Our models call `norm_and_what_follows`, which takes the layers one by one, or does `norm` where `norms_fused` is open.
 """
 
+import contextlib
 import functools
-import operator
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
@@ -23,9 +25,48 @@ MOST_PIECES, TILES_IN_A_PIECE, PROGRAMS_OF_SUMS, PROGRAMS = 64, 2, 256, 512
 LARGEST = 2**31  # elements: places are numbers of 32 bits
 ALLOWED = 2e-2  # of the largest value in bfloat16, where a rounding is 4e-3; a mistake is far above
 
-RELUS = {torch.relu, torch.relu_, functional.relu, functional.relu_}
 TENSORS = ("weight", "bias", "running_mean", "running_var")
-ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+class _Choice(threading.local):
+    """Whether this thread has norms fused: another one may train another model."""
+
+    fuses = False
+
+
+_choice = _Choice()
+
+
+@contextlib.contextmanager
+def norms_fused() -> Iterator[None]:
+    """While this is open, BatchNorm in train mode and what follows it is `norm` in our models, in this thread.
+
+    Counters of batches stay as they are.
+    """
+    before, _choice.fuses = _choice.fuses, True
+    try:
+        yield
+    finally:
+        _choice.fuses = before
+
+
+def norm_and_what_follows(layer: nn.BatchNorm2d, x: Tensor, other: Tensor | None, relu: nn.Module | None) -> Tensor:
+    """Give relu(layer(x) + other), without what is None.
+
+    Args:
+        x: (N, C, H, W). other: what has its shape; None adds nothing. relu: an `nn.ReLU`, or None.
+    """
+    if _choice.fuses and _is_fusible(layer) and not (relu is not None and has_hooks(relu)):
+        rest: list[Any] = [*(getattr(layer, name) for name in TENSORS), layer.momentum, layer.eps, relu is not None]
+        return norm(x, other, *rest)
+    y: Tensor = layer(x)
+    y = y if other is None else y.add_(other)  # in place: a buffer less to fill
+    return y if relu is None else relu(y)
+
+
+def _is_fusible(layer: nn.BatchNorm2d) -> bool:
+    has_all = all(getattr(layer, name) is not None for name in (*TENSORS, "momentum"))
+    return type(layer) is nn.BatchNorm2d and has_all and layer.training and not has_hooks(layer)
 
 
 def norm(
@@ -120,71 +161,6 @@ def _grids(rows: int, channels: int) -> tuple[tuple[int, int], tuple[int, int]]:
     pieces = max(1, at_most)
     tiles = -(-rows // of_rest["LANES"])
     return (pieces, blocks), (min(tiles, max(1, PROGRAMS // blocks)), blocks)
-
-
-def fuse_norms(model: nn.Module) -> fx.GraphModule:
-    """Give a module that computes what a model does, with each BatchNorm2d in train mode and what follows it as `norm`.
-
-    It has the parameters and buffers of the model, by their names, as they are now: a model that is brought to another
-    device, or partly into eval mode, needs another one. Counters of batches stay as they are.
-
-    Args:
-        model: may add to the output of a BatchNorm2d what has its shape, and nothing else.
-    Errors:
-        whatever torch.fx raises where it cannot trace the model.
-    """
-    graph = fx.Tracer().trace(model)
-    for node in list(graph.nodes):
-        layer = _module(node, model)
-        if type(layer) is not nn.BatchNorm2d or not _is_fusible(layer):
-            continue
-        addition, relu = _what_follows(node, model)
-        replaced = [each for each in (node, addition, relu) if each is not None]
-        other = None if addition is None else next(each for each in addition.args if each is not node)
-        with graph.inserting_before(replaced[-1]):
-            tensors = [graph.get_attr(f"{node.target}.{name}") for name in TENSORS]
-            options = layer.momentum, layer.eps, relu is not None
-            fused = graph.call_function(norm, (node.args[0], other, *tensors, *options))
-        replaced[-1].replace_all_uses_with(fused)
-        for each in reversed(replaced):
-            graph.erase_node(each)
-    graph.lint()
-    return fx.GraphModule(model, graph)
-
-
-def _what_follows(node: fx.Node, model: nn.Module) -> tuple[fx.Node | None, fx.Node | None]:
-    """Give the addition and the ReLU that alone read what a node gives, and what the addition gives."""
-    user = _only_user(node)
-    if user is None or _is_relu(user, model):
-        return None, user
-    summands = set(user.args)
-    if user.target in ADDITIONS and not user.kwargs and len(summands) == 2 and all(_is_node(each) for each in summands):
-        relu = _only_user(user)
-        if relu is not None and _is_relu(relu, model):
-            return user, relu
-    return None, None
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _is_node(value: object) -> bool:
-    return isinstance(value, fx.Node)
-
-
-def _is_relu(node: fx.Node, model: nn.Module) -> bool:
-    layer = _module(node, model)
-    return node.target in RELUS if layer is None else type(layer) is nn.ReLU and not has_hooks(layer)
-
-
-def _module(node: fx.Node, model: nn.Module) -> nn.Module | None:
-    return model.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def _is_fusible(layer: nn.BatchNorm2d) -> bool:
-    has_all = all(getattr(layer, name) is not None for name in (*TENSORS, "momentum"))
-    return has_all and layer.training and not has_hooks(layer)
 
 
 @functools.cache

@@ -1,7 +1,11 @@
 """What the models share: convolutions followed by BatchNorm, and the two parameter lists the optimizers ask for."""
 
+import itertools
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from adamsrt.fused_norm import norm_and_what_follows
 
 
 class ConvNet(nn.Module):
@@ -44,9 +48,29 @@ class ConvNet(nn.Module):
                     parameter.data = place.copy_(parameter.data)
 
 
-def conv_bn(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Sequential:
+class Layers(nn.Sequential):
+    """Layers one after the other; ReLU, and what is added before it, go together with the BatchNorm before them."""
+
+    def forward(self, x: Tensor, relu: nn.Module | None = None, other: Tensor | None = None) -> Tensor:
+        """Map x through all layers; then add `other` and take `relu`, where they are given: after a BatchNorm only."""
+        done: nn.Module | None = None
+        for layer, following in itertools.pairwise((*self, relu)):
+            if layer is done:
+                continue
+            done = following if isinstance(following, nn.ReLU) else None
+            added = other if layer is self[-1] else None
+            if isinstance(layer, Layers):
+                x = layer(x, done, added)
+            elif isinstance(layer, nn.BatchNorm2d):
+                x = norm_and_what_follows(layer, x, added, done)
+            else:
+                x, done = layer(x), None
+        return x
+
+
+def conv_bn(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> Layers:
     """Build a convolution without bias and its BatchNorm; with stride 1 the image keeps its size (odd kernels)."""
-    return nn.Sequential(
+    return Layers(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
     )

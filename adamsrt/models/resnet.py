@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from adamsrt.models.base import ConvNet, conv_bn
+from adamsrt.models.base import ConvNet, Layers, conv_bn
 
 Stem = Literal["cifar", "imagenet"]
 
@@ -18,7 +18,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
+        self.residual = Layers(
             conv_bn(in_channels, out_channels, 3, stride=stride),
             nn.ReLU(inplace=True),
             conv_bn(out_channels, out_channels, 3),
@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.residual(x).add_(self.shortcut(x)))  # in place: a buffer less to fill
+        out: Tensor = self.residual(x, self.relu, self.shortcut(x))
         return out
 
 
@@ -48,13 +48,13 @@ class ResNet(ConvNet):
         if stem not in ("cifar", "imagenet"):
             raise ValueError(f"stem must be 'cifar' or 'imagenet', got {stem!r}")
         if stem == "imagenet":
-            self.stem = nn.Sequential(
+            self.stem = Layers(
                 conv_bn(in_channels, widths[0], 7, stride=2),
                 nn.ReLU(inplace=True),
                 nn.MaxPool2d(3, stride=2, padding=1),
             )
         else:
-            self.stem = nn.Sequential(conv_bn(in_channels, widths[0], 3), nn.ReLU(inplace=True))
+            self.stem = Layers(conv_bn(in_channels, widths[0], 3), nn.ReLU(inplace=True))
 
         blocks: list[nn.Module] = []
         channels = widths[0]

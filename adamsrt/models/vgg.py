@@ -6,7 +6,7 @@ the three of the original.
 
 from torch import Tensor, nn
 
-from adamsrt.models.base import ConvNet, conv_bn
+from adamsrt.models.base import ConvNet, Layers, conv_bn
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -23,7 +23,7 @@ class VGG(ConvNet):
                 layers += [conv_bn(channels, width, 3), nn.ReLU(inplace=True)]
                 channels = width
             layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
+        self.features = Layers(*layers)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Split the parameters of a model into groups for AdamS, AdamSRT, SGDMRT and AdamG.
 
     Scale invariance is meant in train mode, for inputs with a batch dim, and but for the eps of the normalization
-    layer. A linear layer before a BatchNorm of its width is taken to give (N, C).
+    layer. A linear layer before a BatchNorm of its width is taken to give (N, C). torch.fx, which traces the model,
+    changes how modules are called in the whole process meanwhile: no other thread may call one.
 
     Args:
         model: called as model(x) with its required arguments only. DataParallel, DistributedDataParallel and
