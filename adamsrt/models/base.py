@@ -52,7 +52,12 @@ class Layers(nn.Sequential):
     """Layers one after the other; ReLU, and what is added before it, go together with the BatchNorm before them."""
 
     def forward(self, x: Tensor, relu: nn.Module | None = None, other: Tensor | None = None) -> Tensor:
-        """Map x through all layers; then add `other` and take `relu`, where they are given: after a BatchNorm only."""
+        """Map x through all layers; then add `other` and take `relu`, where they are given.
+
+        ValueError where they are, and the last layer is no BatchNorm.
+        """
+        if (relu is not None or other is not None) and not isinstance(self[-1], Layers | nn.BatchNorm2d):
+            raise ValueError(f"what follows must follow a BatchNorm, got a last layer {type(self[-1]).__name__}")
         done: nn.Module | None = None
         for layer, following in itertools.pairwise((*self, relu)):
             if layer is done:

@@ -155,6 +155,8 @@ def test_layers_take_a_relu_without_a_norm_before_it_and_add_after_the_last_norm
     x, other = torch.randn(2, 4, 3, 5, 5)
     y = convolution(norm(convolution(x.relu())).relu()).relu()
     torch.testing.assert_close(layers(x, nn.ReLU(), other), (norm(y) + other).relu())
+    with pytest.raises(ValueError, match="must follow a BatchNorm, got a last layer ReLU"):
+        Layers(norm, nn.ReLU())(x, None, other)
 
 
 def test_without_a_gpu_or_bf16_or_being_asked_a_step_takes_the_models_own_norms(fused):
