@@ -3,7 +3,8 @@
 # make check    what CI runs: format, lint, types, tests
 # make lab      ray up over SSH between network namespaces (root, Debian's openssh-server; minutes)
 # make results  the comparisons in results/ (an hour or two; RESULTS_DATA names the folder with CIFAR-10)
-# make bench    is it a better search? regret against epochs spent (minutes)
+# make bench    the next two: is it a better search, and is it fast?
+# make bench-search    regret against epochs spent, beside random search and Ray's own classes (minutes)
 # make bench-speed     optimizer steps, data, epochs and trial starts on a CPU, what tracking costs (minutes)
 # make bench-scale     the driver's time with thousands of trials (minutes)
 # make bench-chaos     a search while machines are killed (minutes)
@@ -19,7 +20,7 @@ CODE := adamsrt tune_adamsrt tests benchmarks training_example.py best_hyper_par
 PYTEST := $(BIN)/python -m pytest -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
 PYTEST_ALONE := $(BIN)/python -m pytest -m alone
 
-.PHONY: lab search test check format setup clean results bench bench-speed bench-scale bench-chaos bench-gpu
+.PHONY: lab search test check format setup clean results bench bench-search bench-speed bench-scale bench-chaos bench-gpu
 
 # The digits in full; CIFAR-10 reduced to what two cores train in an hour.
 RESULTS_DATA ?= data
@@ -52,7 +53,9 @@ results: setup
 	    $(BIN)/python -m tune_adamsrt.report $$table --no-figures --campaign $$campaign --output results/runs --out results/$$campaign; \
 	done; done
 
-bench: setup
+bench: bench-search bench-speed
+
+bench-search: setup
 	$(BIN)/python -m benchmarks.search_efficiency
 
 bench-speed: setup
